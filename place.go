@@ -1,0 +1,561 @@
+package llmrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// core is a limiter without its type parameter: models are plain strings in here.
+type core struct {
+	pools   []*pool // in order of preference
+	types   []*jobType
+	names   map[string]*jobType
+	memory  *memoryGate
+	ratios  *ratios
+	member  Member
+	logger  *slog.Logger
+	onEvent func(context.Context, Event)
+
+	background context.Context // of events that no job caused
+	epoch      time.Time
+	jobPrefix  string
+	jobs       atomic.Uint64
+
+	leaving sync.Mutex // held across Member.Leave, which nothing else waits for
+	left    bool
+}
+
+func (c *core) now() instant {
+	t := time.Now()
+	return instant{wall: t.UnixNano(), mono: int64(t.Sub(c.epoch))}
+}
+
+// keepUp does what is due from time to time. Callers hold no lock.
+func (c *core) keepUp(now instant) {
+	if now.mono >= c.memory.due.Load() {
+		for _, i := range c.memory.refresh(now) {
+			c.look(c.pools[i])
+		}
+	}
+	if now.mono >= c.ratios.due.Load() {
+		c.adapt(now)
+	}
+}
+
+// look lets in whoever fits now.
+func (c *core) look(p *pool) {
+	now := c.now()
+	p.mu.Lock()
+	p.drain(now)
+	p.unlock()
+}
+
+// A job is one call of Run or Acquire on its way through the models.
+type job struct {
+	typ      *jobType
+	id       string
+	models   []*pool // not tried yet
+	estimate *Usage  // instead of the type's
+	noWait   bool    // TryAcquire
+	maxWait  time.Duration
+	hasWait  bool // maxWait replaces the type's
+
+	spare     *attempt   // memory for the first attempt
+	shortages []Shortage // of the models that had no room
+	causes    []error    // of the models that delegated
+	waited    time.Duration
+}
+
+func (c *core) newJob(ctx context.Context, jobType string, opts []RunOption) (job, error) {
+	if ctx == nil {
+		return job{}, &FieldError{Field: "ctx", Problem: "must not be nil"}
+	}
+	j := job{typ: c.names[jobType], models: c.pools}
+	if j.typ == nil {
+		return job{}, fmt.Errorf("%w %q; the job types are %s", ErrUnknownJobType, jobType, quoted(c.typeNames()))
+	}
+	for i := range opts {
+		if err := c.apply(&j, &opts[i]); err != nil {
+			return job{}, err
+		}
+	}
+	if j.id == "" {
+		buf := make([]byte, 0, 48)
+		j.id = string(strconv.AppendUint(append(buf, c.jobPrefix...), c.jobs.Add(1), 10))
+	}
+	return j, nil
+}
+
+func (c *core) apply(j *job, o *RunOption) error {
+	switch o.kind {
+	case optionEstimate:
+		if err := o.estimate.check("WithEstimate"); err != nil {
+			return err
+		}
+		estimate := o.estimate
+		if estimate.Requests == 0 {
+			estimate.Requests = j.typ.estimate.Requests
+		}
+		j.estimate = &estimate
+	case optionModels:
+		if len(o.models) == 0 {
+			return &FieldError{Field: "WithModels", Problem: "name at least one model"}
+		}
+		j.models = make([]*pool, 0, len(o.models))
+		for i, name := range o.models {
+			p := c.pool(name)
+			if p == nil {
+				return fmt.Errorf("%w %q; the models are %s", ErrUnknownModel, name, quoted(c.modelNames()))
+			}
+			for _, other := range j.models {
+				if other == p {
+					return &FieldError{Field: fmt.Sprintf("WithModels[%d]", i), Problem: fmt.Sprintf("%q is named twice; a job tries each model once", name)}
+				}
+			}
+			j.models = append(j.models, p)
+		}
+	case optionJobID:
+		j.id = o.jobID
+	case optionMaxWait:
+		if o.maxWait < 0 {
+			return &FieldError{Field: "WithMaxWait", Problem: fmt.Sprintf("must not be negative, is %s; 0 means do not wait", o.maxWait)}
+		}
+		j.maxWait, j.hasWait = o.maxWait, true
+	}
+	return nil
+}
+
+func (c *core) pool(model string) *pool {
+	for _, p := range c.pools {
+		if p.name == model {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *core) modelNames() []string {
+	names := make([]string, len(c.pools))
+	for i, p := range c.pools {
+		names[i] = p.name
+	}
+	return names
+}
+
+func (c *core) typeNames() []string {
+	names := make([]string, len(c.types))
+	for i, t := range c.types {
+		names[i] = t.name
+	}
+	return names
+}
+
+// maxWaitOn is how long the job waits for p if it queues there now.
+func (j *job) maxWaitOn(p *pool, now instant) time.Duration {
+	switch {
+	case j.noWait:
+		return 0
+	case j.hasWait:
+		return j.maxWait
+	}
+	return j.typ.waits[p.index].from(now)
+}
+
+// place finds the next model that has room for the job, waiting as long as it may on each, and reserves there.
+func (c *core) place(ctx context.Context, j *job) (*attempt, error) {
+	if ctx.Err() != nil {
+		return nil, j.fail(context.Cause(ctx))
+	}
+	for len(j.models) > 0 {
+		p := j.models[0]
+		j.models = j.models[1:]
+		a, err := c.reserve(ctx, j, p)
+		if err != nil {
+			return nil, j.fail(err)
+		}
+		if a.state == attemptRunning {
+			return a, nil
+		}
+		if len(j.models) > 0 && c.onEvent != nil {
+			c.onEvent(ctx, EscalatedEvent{Model: p.name, NextModel: j.models[0].name, JobType: j.typ.name, JobID: j.id, Waited: a.waited})
+		}
+	}
+	if len(j.shortages) == 0 {
+		return nil, errors.Join(j.causes...)
+	}
+	return nil, j.fail(j.capacityError(time.Time{}))
+}
+
+// goOn sends a job that a model has delegated on to the next.
+func (c *core) goOn(ctx context.Context, j *job, a *attempt, cause error) {
+	j.causes = append(j.causes, fmt.Errorf("llmrate: %s: %w", a.pool.name, cause))
+	if len(j.models) > 0 && c.onEvent != nil {
+		c.onEvent(ctx, EscalatedEvent{Model: a.pool.name, NextModel: j.models[0].name, JobType: j.typ.name, JobID: j.id, Delegated: true, Waited: a.waited})
+	}
+}
+
+// fail joins what went wrong before to the error that ends the job.
+func (j *job) fail(err error) error {
+	if len(j.causes) == 0 {
+		return err
+	}
+	return errors.Join(append(j.causes, err)...)
+}
+
+func (j *job) capacityError(deadline time.Time) *CapacityError {
+	e := &CapacityError{JobType: j.typ.name, Models: j.shortages, Deadline: deadline}
+	for _, s := range j.shortages {
+		if !s.RetryAt.IsZero() && (e.RetryAt.IsZero() || s.RetryAt.Before(e.RetryAt)) {
+			e.RetryAt = s.RetryAt
+		}
+	}
+	return e
+}
+
+// reserve tries one model. The attempt it returns runs, or else the job's shortages say why not. An error ends the job.
+func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
+	a := j.spare
+	j.spare = nil
+	if a == nil {
+		a = new(attempt)
+	}
+	if err := p.prepare(j, a); err != nil {
+		return nil, err
+	}
+	now := c.now()
+	c.keepUp(now)
+	if short, never := p.tooLarge(a); never {
+		j.shortages = append(j.shortages, short)
+		return a, nil
+	}
+	a.maxWait = j.maxWaitOn(p, now)
+
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, ErrClosed
+	}
+	r, ok := p.admit(now, a)
+	var short Shortage
+	if !ok {
+		short = p.shortage(a, r)
+		if a.maxWait > 0 {
+			p.enqueue(a, r)
+			p.arm(now)
+		}
+	}
+	p.unlock()
+
+	if !ok && a.maxWait > 0 {
+		if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
+			j.shortages = append(j.shortages, short)
+			return nil, j.capacityError(deadline)
+		}
+		var err error
+		if short, err = p.wait(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	if a.state == attemptRunning {
+		var err error
+		if a, short, err = c.confirm(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	j.waited += a.waited
+	if a.state != attemptRunning {
+		j.shortages = append(j.shortages, short)
+	}
+	return a, nil
+}
+
+// confirm gets the backend's consent to what the local gates have granted. Without it the reservation is taken back at
+// once, and the job waits in its old place as long as it still may.
+func (c *core) confirm(ctx context.Context, a *attempt) (*attempt, Shortage, error) {
+	p := a.pool
+	for {
+		result, err := c.member.Acquire(ctx, AcquireParams{Model: p.name, Need: a.need.exported()})
+		if err == nil && result.Granted {
+			a.backendGrant = result.Grant
+			return a, Shortage{}, nil
+		}
+		p.mu.Lock()
+		now := p.core.now()
+		if err != nil || a.maxWait == 0 || p.closed {
+			p.settle(now, a, &amounts{})
+			short := p.shortage(a, refusal{ReasonBackend, noDim, satAdd(now.wall, int64(result.RetryAfter))})
+			if err == nil && p.closed {
+				err = ErrClosed
+			}
+			p.unlock()
+			return a, short, err
+		}
+		a = p.requeue(now, a, result.RetryAfter)
+		p.unlock()
+		short, err := p.wait(ctx, a)
+		if err != nil || a.state != attemptRunning {
+			return a, short, err
+		}
+	}
+}
+
+// prepare makes a an attempt of the job on this model.
+func (p *pool) prepare(j *job, a *attempt) error {
+	s := &p.shares[j.typ.index]
+	a.pool, a.share, a.jobID, a.memory = p, s, j.id, j.typ.memory
+	if j.estimate == nil {
+		a.estimate, a.need = j.typ.estimate, s.need
+		return nil
+	}
+	var err error
+	a.estimate = *j.estimate
+	a.need, err = p.amounts(a.estimate)
+	return err
+}
+
+// amounts is what a usage counts as on this model.
+func (p *pool) amounts(u Usage) (amounts, error) {
+	tokens := u.TotalTokens()
+	if p.countTokens != nil {
+		tokens = p.countTokens(u)
+		if problem := amountProblem(tokens); problem != "" {
+			return amounts{}, &FieldError{Field: fmt.Sprintf("CountTokens of model %q", p.name), Problem: problem}
+		}
+	}
+	return amounts{u.Requests, tokens, u.InputTokens, u.OutputTokens}, nil
+}
+
+func (n *amounts) exported() Amounts {
+	return Amounts{Requests: n[0], Tokens: n[1], InputTokens: n[2], OutputTokens: n[3]}
+}
+
+// tooLarge reports whether an attempt could not even run alone.
+func (p *pool) tooLarge(a *attempt) (Shortage, bool) {
+	if hard, never := p.core.memory.neverFits(a.memory); never {
+		return Shortage{Model: p.name, Reason: ReasonTooLarge, Resource: "memory", Needed: a.memory, Limit: hard}, true
+	}
+	i := p.neverFits(&a.need)
+	if i < 0 {
+		return Shortage{}, false
+	}
+	d := &p.dims[i]
+	return Shortage{
+		Model: p.name, Reason: ReasonTooLarge, Resource: string(resources[d.resource]), Per: time.Duration(d.per),
+		Needed: a.need[d.resource], Limit: d.max,
+	}, true
+}
+
+// hopeless reports whether neither p nor the models after it can have room before the context's deadline: time alone
+// makes none by then, and nothing runs there that could end earlier or use less than it reserved.
+func (c *core) hopeless(j *job, p *pool, deadline time.Time) bool {
+	now := c.now()
+	end := satAdd(now.mono, int64(time.Until(deadline)))
+	reached := now.mono
+	for i := -1; i < len(j.models); i++ {
+		if i >= 0 {
+			p = j.models[i]
+		}
+		if reached >= end {
+			return true
+		}
+		var a attempt
+		if p.prepare(j, &a) != nil {
+			return false
+		}
+		if _, never := p.tooLarge(&a); never {
+			continue
+		}
+		if p.hopefulBefore(now, &a, end) {
+			return false
+		}
+		reached = satAdd(reached, int64(j.maxWaitOn(p, now)))
+	}
+	return true
+}
+
+func (p *pool) hopefulBefore(now instant, a *attempt, end int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inFlight > 0 {
+		return true
+	}
+	p.advance(now.wall)
+	r, ok := p.fit(a.share, &a.need)
+	if ok || now.after(r.retryAt) < end {
+		return true
+	}
+	return r.reason == ReasonShare && p.core.ratios.due.Load() < end
+}
+
+// wait blocks until a queued attempt runs, has waited long enough, or its context ends. An error ends the job, and then
+// nothing is held.
+func (p *pool) wait(ctx context.Context, a *attempt) (Shortage, error) {
+	left := false
+	defer func() {
+		if !left { // Config.OnEvent panicked
+			p.giveBack(a)
+		}
+	}()
+	if c := p.core; c.onEvent != nil {
+		c.onEvent(ctx, QueuedEvent{Model: p.name, JobType: a.share.typ.name, JobID: a.jobID, MaxWait: a.maxWait})
+	}
+	left = true
+
+	var timeout <-chan time.Time
+	if a.ownTimer {
+		t := time.NewTimer(time.Duration(a.deadline - p.core.now().mono))
+		defer t.Stop()
+		timeout = t.C
+	}
+	select {
+	case <-a.ready: // whoever closed it is done with the attempt: its state needs no lock
+		switch {
+		case ctx.Err() != nil:
+		case a.state == attemptRunning:
+			return Shortage{}, nil
+		case a.state == attemptRefused:
+			return Shortage{}, ErrClosed
+		}
+	case <-ctx.Done():
+	case <-timeout:
+		p.giveUp(a)
+	}
+	if ctx.Err() != nil { // also if it was granted just now: no job starts for a caller who has gone
+		p.giveBack(a)
+		return Shortage{}, context.Cause(ctx)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch a.state {
+	case attemptRunning:
+		return Shortage{}, nil
+	case attemptRefused:
+		return Shortage{}, ErrClosed
+	}
+	return p.shortage(a, a.refusal), nil
+}
+
+// giveUp ends the wait of an attempt and reports whether it still waited.
+func (p *pool) giveUp(a *attempt) bool {
+	p.mu.Lock()
+	defer p.unlock()
+	if a.state != attemptQueued {
+		return false
+	}
+	now := p.core.now()
+	p.turnAway(now, a, attemptExpired)
+	p.drain(now)
+	return true
+}
+
+// giveBack ends the wait of an attempt, or undoes its reservation if it was granted in the meantime.
+func (p *pool) giveBack(a *attempt) {
+	if p.giveUp(a) {
+		return
+	}
+	p.mu.Lock()
+	defer p.unlock()
+	if a.state == attemptRunning {
+		p.settle(p.core.now(), a, &amounts{})
+	}
+}
+
+// settle ends an attempt: it is charged used if that is known, or keeps its estimate. The second time is ErrSettled.
+//
+// It returns the usage as charged.
+func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, cause error) (Usage, error) {
+	p := a.pool
+	var counted amounts
+	charge := (*amounts)(nil)
+	if known {
+		if err := used.check("Usage"); err != nil {
+			return used, err
+		}
+		if used.Requests == 0 && used != (Usage{}) {
+			used.Requests = a.estimate.Requests
+		}
+		var err error
+		if counted, err = p.amounts(used); err != nil {
+			return used, err
+		}
+		charge = &counted
+	}
+	now := c.now()
+	p.mu.Lock()
+	if a.state != attemptRunning {
+		p.mu.Unlock()
+		return used, ErrSettled
+	}
+	a.ran = time.Duration(now.mono - a.started.mono)
+	p.settle(now, a, charge)
+	p.unlock()
+
+	c.member.Settle(SettleParams{Model: p.name, Grant: a.backendGrant, Need: a.need.exported(), Used: counted.exported(), Known: known})
+	if c.ratios.settled() || now.mono >= c.ratios.due.Load() {
+		c.adapt(now)
+	}
+	if c.onEvent != nil {
+		c.ended(ctx, a, used, known, &counted, cause)
+	}
+	return used, nil
+}
+
+func (c *core) started(ctx context.Context, a *attempt) {
+	if c.onEvent != nil {
+		c.onEvent(ctx, StartedEvent{Model: a.pool.name, JobType: a.share.typ.name, JobID: a.jobID, Waited: a.waited, Estimate: a.estimate})
+	}
+}
+
+func (c *core) ended(ctx context.Context, a *attempt, used Usage, known bool, counted *amounts, cause error) {
+	p, typ := a.pool, a.share.typ.name
+	for r, actual := range counted {
+		if estimated := a.need[r]; known && estimated > 0 && actual > estimated && p.limits(r) {
+			c.onEvent(ctx, OverageEvent{
+				Model: p.name, JobType: typ, JobID: a.jobID, Resource: string(resources[r]),
+				Estimated: estimated, Actual: actual, Excess: actual - estimated,
+			})
+		}
+	}
+	c.onEvent(ctx, EndedEvent{
+		Model: p.name, JobType: typ, JobID: a.jobID, Usage: used, UsageKnown: known, Cost: p.pricing.Cost(used),
+		Ran: a.ran, Err: cause,
+	})
+}
+
+// available reports whether a job of the type would run here now.
+func (p *pool) available(now instant, t *jobType) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := &p.shares[t.index]
+	p.advance(now.wall)
+	_, fits := p.fit(s, &s.need)
+	return fits && !p.closed && s.queue.length == 0 && now.mono >= p.holdTill && p.core.memory.fits(t, p)
+}
+
+// leave takes the instance out of the fleet, once.
+func (c *core) leave(ctx context.Context) error {
+	c.leaving.Lock()
+	defer c.leaving.Unlock()
+	if c.left {
+		return nil
+	}
+	err := c.member.Leave(ctx)
+	c.left = err == nil
+	return err
+}
+
+// limits reports whether any of the model's dimensions counts the resource.
+func (p *pool) limits(resource int) bool {
+	for i := range p.dims {
+		if p.dims[i].resource == resource {
+			return true
+		}
+	}
+	return false
+}

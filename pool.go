@@ -1,0 +1,650 @@
+package llmrate
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// instant is one reading of the clock. Windows go by the wall clock, which providers share; waits go by the monotonic
+// one, which does not jump.
+type instant struct {
+	wall int64 // nanoseconds since the Unix epoch
+	mono int64 // nanoseconds since the limiter was made
+}
+
+// after is the monotonic time at which the wall clock, if it runs evenly, will show wall.
+func (now instant) after(wall int64) int64 {
+	if wall <= now.wall {
+		return now.mono
+	}
+	if wall-now.wall < 0 {
+		return math.MaxInt64
+	}
+	return satAdd(now.mono, wall-now.wall)
+}
+
+// A dimension is one windowed limit of a model. A model's limits are a vector of dimensions and its concurrency.
+type dimension struct {
+	window
+	kind     limitKind
+	custom   int // index in Limits.Custom
+	resource int // index in amounts
+}
+
+// A pool is one model: what has been charged to its limits, how each job type shares in that, and who waits.
+//
+// mu guards everything below it. It is held for arithmetic only, never across I/O, a callback or a log call. Locks are
+// taken in the order ratios.mu, pool.mu, memoryGate.mu; two pools only by Stats, in order of index.
+//
+// Whoever frees capacity grants it: release, and every change that may let a waiter in, ends in drain, which admits
+// on the waiters' behalf and then closes their channels. A woken goroutine has nothing left to check.
+type pool struct {
+	core        *core
+	name        string
+	index       int
+	pricing     Pricing
+	countTokens func(Usage) int64
+	customs     int // number of custom limits
+
+	mu      sync.Mutex
+	dims    []dimension
+	shares  []share // by job type
+	charges uint64  // number of the last charge
+
+	maxConcurrent int64 // 0: not limited
+	inFlight      int64
+
+	minSlots, maxSlots int64 // bounds on a job type's slots; 0: none
+
+	waiting  int // in all queues
+	arrivals uint64
+	timer    *time.Timer // runs look at timerAt
+	timerAt  int64       // monotonic; 0 if the timer is stopped
+	holdTill int64       // monotonic; until then the fleet has nothing to give
+	wake     []int       // other models to look at once this one is unlocked
+
+	running, queued []*attempt // in no order, for Stats
+	closed          bool
+	idle            chan struct{} // after close: closed when nothing runs any more
+}
+
+// A share is one job type's part of one model, kept in units of each dimension rather than in slots, so that jobs of
+// different sizes share fairly.
+type share struct {
+	typ      *jobType
+	ratio    float64
+	need     amounts   // what a job of the type reserves unless told otherwise
+	used     []float64 // charged by the type in each dimension's open window, or held in its part of the bucket
+	inFlight int64
+	queue    waitQueue
+	skip     bool // in drain: the head of the queue does not fit
+
+	latestDeadline int64 // of the jobs that arrived here, while any is here
+}
+
+// attemptState is where an attempt stands. Only the holder of its pool's lock changes it.
+type attemptState int8
+
+const (
+	attemptNew     attemptState = iota
+	attemptQueued               // waits in its job type's queue
+	attemptRunning              // holds its reservation
+	attemptExpired              // has waited as long as it may
+	attemptRefused              // was waiting when the limiter was closed
+	attemptSettled              // has ended
+)
+
+// An attempt is a job on one model: first a waiter, then a reservation.
+type attempt struct {
+	pool     *pool
+	share    *share
+	jobID    string
+	estimate Usage
+	need     amounts
+	memory   int64
+	maxWait  time.Duration
+
+	state   attemptState
+	charge  uint64 // number under which need was charged
+	slot    int    // index in pool.running or pool.queued
+	queued  instant
+	started instant
+	waited  time.Duration // in the queue
+	ran     time.Duration
+
+	// while queued
+	prev, next *attempt
+	arrival    uint64
+	deadline   int64 // monotonic
+	ownTimer   bool
+	ready      chan struct{}
+	refusal    refusal
+	starved    bool // refused for want of room, as head of its queue, in a window that is over
+
+	backendGrant any
+}
+
+// refusal is why an attempt does not fit. The zero value stands for a queue in front of it.
+type refusal struct {
+	reason  Reason
+	dim     int   // index of the dimension that is short; or noDim
+	retryAt int64 // wall; when time alone makes room; math.MaxInt64 if a job must end first
+}
+
+const (
+	dimConcurrency = -1
+	dimMemory      = -2
+	noDim          = -3
+)
+
+// advance brings all windows to now.
+func (p *pool) advance(now int64) {
+	for i := range p.dims {
+		d := &p.dims[i]
+		before := d.at
+		if d.advance(now, p.charges+1) {
+			for s := range p.shares {
+				share := &p.shares[s]
+				share.used[i] = 0
+				if h := share.queue.head; h != nil && h.refusal.reason == ReasonLimit {
+					h.starved = true
+				}
+			}
+		} else if d.rate > 0 && d.at > before {
+			drained := float64(d.at-before) * float64(d.rate) / float64(d.per)
+			for s := range p.shares {
+				share := &p.shares[s]
+				share.used[i] = max(0, share.used[i]-p.ratio(share)*drained)
+			}
+		}
+	}
+}
+
+// fit reports whether a job of the share that needs so much may start now, the memory and the backend left aside. The
+// windows must be up to date. A refusal names the dimension that time clears last.
+func (p *pool) fit(s *share, need *amounts) (refusal, bool) {
+	r := refusal{}
+	for i := range p.dims {
+		d := &p.dims[i]
+		n := need[d.resource]
+		if !d.fits(n) {
+			r.later(ReasonLimit, i, d.fitsAt(n))
+		} else if n > 0 && s.used[i] > 0 && p.sharesBind() {
+			budget := p.budget(s, i)
+			if over := s.used[i] + float64(n) - budget*(1+ratioTolerance); over > 0 {
+				r.later(ReasonShare, i, p.shareFitsAt(s, i, min(over, s.used[i])))
+			}
+		}
+	}
+	if r.reason != "" {
+		return r, false
+	}
+	if p.maxConcurrent > 0 && p.inFlight >= p.maxConcurrent {
+		return refusal{ReasonLimit, dimConcurrency, math.MaxInt64}, false
+	}
+	if s.inFlight > 0 && p.sharesBind() && float64(s.inFlight+1) > p.concurrencyBudget(s)+ratioTolerance {
+		return refusal{ReasonShare, dimConcurrency, math.MaxInt64}, false
+	}
+	return r, true
+}
+
+func (r *refusal) later(reason Reason, dim int, retryAt int64) {
+	if r.reason == "" || retryAt > r.retryAt {
+		*r = refusal{reason, dim, retryAt}
+	}
+}
+
+// sharesBind is false for a single job type, whose share is the model's limit.
+func (p *pool) sharesBind() bool { return len(p.shares) > 1 || p.maxSlots > 0 }
+
+func (p *pool) ratio(s *share) float64 {
+	if len(p.shares) == 1 {
+		return 1
+	}
+	return s.ratio
+}
+
+// budget is how much of a dimension a job type may have charged: its ratio of all that this process can have in the
+// window, which is what it has charged and what remains. What the type itself has charged counts against it, so
+// nothing counts twice.
+func (p *pool) budget(s *share, i int) float64 {
+	d := &p.dims[i]
+	capacity := d.max
+	if d.rate == 0 {
+		capacity = max(d.max, d.used)
+	}
+	return p.bound(p.ratio(s)*float64(capacity), float64(s.need[d.resource]))
+}
+
+// concurrencyBudget is how many jobs of the type may run at once; +Inf if nothing limits them.
+func (p *pool) concurrencyBudget(s *share) float64 {
+	budget := math.Inf(1)
+	if p.maxConcurrent > 0 {
+		budget = p.ratio(s) * float64(p.maxConcurrent)
+	}
+	return p.bound(budget, 1)
+}
+
+// bound applies MinCapacity and MaxCapacity to a budget, given what one job of the type needs of it.
+func (p *pool) bound(budget, perJob float64) float64 {
+	if perJob == 0 {
+		return budget
+	}
+	if p.minSlots > 0 {
+		budget = max(budget, float64(p.minSlots)*perJob)
+	}
+	if p.maxSlots > 0 {
+		budget = min(budget, float64(p.maxSlots)*perJob)
+	}
+	return budget
+}
+
+// shareFitsAt is when time alone takes over units off what a job type has used of a dimension.
+func (p *pool) shareFitsAt(s *share, i int, over float64) int64 {
+	d := &p.dims[i]
+	if d.rate == 0 {
+		return d.resetsAt()
+	}
+	wait := over * float64(d.per) / (p.ratio(s) * float64(d.rate))
+	if !(wait < math.MaxInt64/2) { // also NaN: a ratio of 0
+		return math.MaxInt64
+	}
+	return satAdd(d.at, int64(wait)+1)
+}
+
+// slots is how many average jobs of the type the budgets allow, those charged or running included, and the load: how
+// much of the budget that binds is used. The smallest binds, of equals the one with the longest window.
+func (p *pool) slots(s *share) (slots, load float64) {
+	slots = math.Inf(1)
+	bind := func(n, used, budget float64) {
+		if n <= slots {
+			slots, load = n, used/budget
+		}
+	}
+	if n := s.typ.memory; n > 0 {
+		g := p.core.memory
+		g.mu.Lock()
+		part, used := g.part(s.typ.index, p, n), float64(g.parts[s.typ.index].used)
+		g.mu.Unlock()
+		bind(math.Floor(part/float64(n)+ratioTolerance), used, part)
+	}
+	if budget := p.concurrencyBudget(s); !math.IsInf(budget, 1) {
+		bind(math.Floor(budget+ratioTolerance), float64(s.inFlight), budget)
+	}
+	for i := range p.dims {
+		if n := s.need[p.dims[i].resource]; n > 0 {
+			budget := p.budget(s, i)
+			bind(math.Floor(budget/float64(n)+ratioTolerance), s.used[i], budget)
+		}
+	}
+	if slots < 1 && p.neverFits(&s.need) < 0 {
+		slots = 1 // whoever has nothing charged may start one job
+	}
+	return slots, load
+}
+
+// load of a job type on this model, at least 1 while it waits here.
+func (p *pool) load(s *share) float64 {
+	_, load := p.slots(s)
+	if s.queue.length > 0 {
+		load = max(load, 1)
+	}
+	return load
+}
+
+// neverFits is the index of the first dimension whose whole limit is less than needed, or -1.
+func (p *pool) neverFits(need *amounts) int {
+	for i := range p.dims {
+		if d := &p.dims[i]; need[d.resource] > d.max {
+			return i
+		}
+	}
+	return -1
+}
+
+// room reports whether every gate has room for an attempt, and if so takes its memory: grant must follow.
+func (p *pool) room(now instant, a *attempt) (refusal, bool) {
+	if now.mono < p.holdTill {
+		return refusal{ReasonBackend, noDim, satAdd(now.wall, p.holdTill-now.mono)}, false
+	}
+	if r, ok := p.fit(a.share, &a.need); !ok {
+		return r, false
+	}
+	if a.memory > 0 && !p.core.memory.take(a, p) {
+		return refusal{ReasonMemory, dimMemory, math.MaxInt64}, false
+	}
+	return refusal{}, true
+}
+
+// grant charges an attempt for which there is room.
+func (p *pool) grant(now instant, a *attempt) {
+	p.charges++
+	a.charge = p.charges
+	s := a.share
+	for i := range p.dims {
+		d := &p.dims[i]
+		n := a.need[d.resource]
+		d.charge(n, a.charge)
+		s.used[i] += float64(n)
+	}
+	p.inFlight++
+	s.inFlight++
+	if a.ready != nil {
+		a.waited = time.Duration(now.mono - a.queued.mono)
+	}
+	a.started = now
+	a.state = attemptRunning
+	p.running, a.slot = append(p.running, a), len(p.running)
+}
+
+// admit starts a new attempt if there is room for it now and nobody of its job type waits.
+func (p *pool) admit(now instant, a *attempt) (refusal, bool) {
+	p.advance(now.wall)
+	p.arrive(now, a)
+	if p.waiting > 0 {
+		p.drain(now)
+		if a.share.queue.length > 0 {
+			return refusal{ReasonQueue, noDim, math.MaxInt64}, false
+		}
+	}
+	r, ok := p.room(now, a)
+	if ok {
+		p.grant(now, a)
+	}
+	return r, ok
+}
+
+// release corrects a running attempt to what it used and frees what else it held, without letting anybody in yet. used
+// nil keeps the estimate charged.
+func (p *pool) release(now instant, a *attempt, used *amounts) {
+	p.advance(now.wall)
+	s := a.share
+	for i := range p.dims {
+		if used == nil {
+			break
+		}
+		d := &p.dims[i]
+		switch n := used[d.resource] - a.need[d.resource]; {
+		case n < 0:
+			s.used[i] = max(0, s.used[i]-float64(d.refund(-n, a.charge)))
+		case n > 0:
+			p.charges++
+			d.charge(n, p.charges)
+			s.used[i] += float64(n)
+		}
+	}
+	p.inFlight--
+	s.inFlight--
+	a.state = attemptSettled
+	p.running = forget(p.running, a)
+	p.lookAt(p.core.memory.release(a))
+	if p.idle != nil && p.inFlight == 0 {
+		close(p.idle)
+		p.idle = nil
+	}
+}
+
+// settle ends a running attempt and lets in whoever fits now.
+func (p *pool) settle(now instant, a *attempt, used *amounts) {
+	p.release(now, a, used)
+	if p.waiting > 0 {
+		p.drain(now)
+	}
+}
+
+// arrive gives an attempt its place in the order of its job type and the end of its wait.
+//
+// Deadlines rise with arrival, except where WithMaxWait makes one earlier than that of somebody before. Such an attempt
+// keeps a timer of its own; for all others the pool's timer needs to watch only the head of the queue.
+func (p *pool) arrive(now instant, a *attempt) {
+	s := a.share
+	p.arrivals++
+	a.arrival = p.arrivals
+	a.queued = now
+	a.deadline = satAdd(now.mono, int64(a.maxWait))
+	if s.inFlight == 0 && s.queue.length == 0 {
+		s.latestDeadline = 0
+	}
+	a.ownTimer = a.deadline < s.latestDeadline
+	s.latestDeadline = max(s.latestDeadline, a.deadline)
+}
+
+// enqueue makes an attempt wait.
+func (p *pool) enqueue(a *attempt, r refusal) {
+	a.refusal = r
+	a.ready = make(chan struct{})
+	a.state = attemptQueued
+	p.queued, a.slot = append(p.queued, a), len(p.queued)
+	p.waiting++
+	a.share.queue.insert(a)
+}
+
+// requeue takes back what an attempt was granted, because the backend has nothing to give for the time of hold, and
+// puts the job back in its place. The attempt that now waits is a new one: others may still be reading the old.
+func (p *pool) requeue(now instant, a *attempt, hold time.Duration) *attempt {
+	p.release(now, a, &amounts{})
+	p.holdTill = satAdd(now.mono, int64(hold))
+	again := &attempt{
+		pool: p, share: a.share, jobID: a.jobID, estimate: a.estimate, need: a.need, memory: a.memory, maxWait: a.maxWait,
+		queued: a.queued, arrival: a.arrival, deadline: a.deadline, ownTimer: a.ownTimer,
+	}
+	p.enqueue(again, refusal{ReasonBackend, noDim, satAdd(now.wall, int64(hold))})
+	p.drain(now)
+	return again
+}
+
+// dequeue takes a waiting attempt out of its queue.
+func (p *pool) dequeue(a *attempt) {
+	a.share.queue.remove(a)
+	p.queued = forget(p.queued, a)
+	p.waiting--
+}
+
+// drain admits the waiters that fit now and turns away those that have waited long enough.
+//
+// Each queue is served strictly in order. Between the queues, a head that was starved through a whole window comes
+// first, then the type furthest below its share, then the head that came first. Admitting only ever takes capacity,
+// so that a head that does not fit need not be looked at again in the same drain.
+func (p *pool) drain(now instant) {
+	p.advance(now.wall)
+	for i := range p.shares {
+		p.shares[i].skip = false
+	}
+	for s := p.neediest(); s != nil; s = p.neediest() {
+		a := s.queue.head
+		r, ok := p.room(now, a)
+		a.refusal = r
+		switch {
+		case ok:
+			p.dequeue(a)
+			p.grant(now, a)
+			close(a.ready)
+		case a.deadline <= now.mono:
+			p.turnAway(now, a, attemptExpired)
+		default:
+			s.skip = true
+			if r.reason == ReasonMemory && now.mono-a.queued.mono >= claimAfter {
+				p.core.memory.starving(a)
+			}
+		}
+	}
+	p.arm(now)
+}
+
+// neediest is the share whose queue is to be served next; nil if no head is left that may fit.
+func (p *pool) neediest() *share {
+	var best *share
+	for i := range p.shares {
+		s := &p.shares[i]
+		if s.queue.head != nil && !s.skip && (best == nil || p.before(s, best)) {
+			best = s
+		}
+	}
+	return best
+}
+
+func (p *pool) before(s, other *share) bool {
+	h, o := s.queue.head, other.queue.head
+	if h.starved != o.starved {
+		return h.starved
+	}
+	_, load := p.slots(s)
+	_, otherLoad := p.slots(other)
+	if load != otherLoad {
+		return load < otherLoad
+	}
+	return h.arrival < o.arrival
+}
+
+// turnAway ends a waiting attempt without a grant.
+func (p *pool) turnAway(now instant, a *attempt, state attemptState) {
+	p.dequeue(a)
+	a.state = state
+	a.waited = time.Duration(now.mono - a.queued.mono)
+	p.lookAt(p.core.memory.leave(a))
+	close(a.ready)
+}
+
+// arm sets the timer to the next moment at which time alone may change something for a head of a queue.
+func (p *pool) arm(now instant) {
+	next := int64(math.MaxInt64)
+	for i := range p.shares {
+		h := p.shares[i].queue.head
+		if h == nil {
+			continue
+		}
+		next = min(next, h.deadline)
+		switch h.refusal.reason {
+		case ReasonMemory:
+			next = min(next, p.core.memory.due.Load())
+			if claim := h.queued.mono + claimAfter; now.mono < claim {
+				next = min(next, claim)
+			}
+		case ReasonShare:
+			next = min(next, p.core.ratios.due.Load())
+			fallthrough
+		default:
+			next = min(next, now.after(h.refusal.retryAt))
+		}
+	}
+	switch {
+	case next == math.MaxInt64:
+		p.stopTimer()
+	case p.timerAt == 0 || next < p.timerAt:
+		// A timer that is too early is left alone: it finds nothing to do and is set again. That is cheaper than
+		// moving it with every head.
+		p.timerAt = max(next, now.mono+1)
+		delay := time.Duration(p.timerAt - now.mono)
+		if p.timer == nil {
+			p.timer = time.AfterFunc(delay, p.onTimer)
+		} else {
+			p.timer.Reset(delay)
+		}
+	}
+}
+
+func (p *pool) stopTimer() {
+	if p.timerAt != 0 {
+		p.timer.Stop()
+		p.timerAt = 0
+	}
+}
+
+func (p *pool) onTimer() {
+	now := p.core.now()
+	p.core.keepUp(now)
+	p.mu.Lock()
+	p.timerAt = 0
+	p.drain(now)
+	p.unlock()
+}
+
+// lookAt notes models whose waiters may fit now; unlock looks at them.
+func (p *pool) lookAt(models []int) { p.wake = append(p.wake, models...) }
+
+// unlock gives up the lock and then lets in the waiters of other models for whom the holder has made room.
+func (p *pool) unlock() {
+	wake := p.wake
+	p.wake = nil
+	p.mu.Unlock()
+	for _, i := range wake {
+		if q := p.core.pools[i]; q != p {
+			q.mu.Lock()
+			q.drain(p.core.now())
+			q.unlock()
+		}
+	}
+}
+
+func (p *pool) setRatios(now instant, ratios []float64) {
+	p.advance(now.wall)
+	for i := range p.shares {
+		p.shares[i].ratio = ratios[i]
+	}
+	p.drain(now)
+}
+
+// close turns away everybody who waits and returns a channel that is closed when nothing runs any more.
+func (p *pool) close() <-chan struct{} {
+	p.mu.Lock()
+	defer p.unlock()
+	p.closed = true
+	now := p.core.now()
+	for i := range p.shares {
+		for q := &p.shares[i].queue; q.head != nil; {
+			p.turnAway(now, q.head, attemptRefused)
+		}
+	}
+	p.stopTimer()
+	if p.inFlight == 0 {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if p.idle == nil {
+		p.idle = make(chan struct{})
+	}
+	return p.idle
+}
+
+// shortage puts a refusal into numbers.
+func (p *pool) shortage(a *attempt, r refusal) Shortage {
+	s := Shortage{Model: p.name, Reason: r.reason, Waited: a.waited}
+	switch r.dim {
+	case noDim:
+	case dimMemory:
+		g := p.core.memory
+		g.mu.Lock()
+		s.Resource, s.Needed, s.Limit, s.Free = "memory", a.memory, g.budget, max(g.budget-g.used, 0)
+		g.mu.Unlock()
+	case dimConcurrency:
+		s.Resource, s.Needed = "concurrency", 1
+		s.Limit, s.Free = p.maxConcurrent, p.maxConcurrent-p.inFlight
+		if r.reason == ReasonShare {
+			s.Limit = int64(p.concurrencyBudget(a.share) + ratioTolerance)
+			s.Free = max(s.Limit-a.share.inFlight, 0)
+		}
+	default:
+		d := &p.dims[r.dim]
+		s.Resource, s.Per = string(resources[d.resource]), time.Duration(d.per)
+		s.Needed, s.Limit, s.Free = a.need[d.resource], d.max, d.remaining()
+		if r.reason == ReasonShare {
+			budget := p.budget(a.share, r.dim)
+			s.Limit, s.Free = int64(budget), max(int64(budget-a.share.used[r.dim]), 0)
+		}
+	}
+	if r.retryAt != math.MaxInt64 {
+		s.RetryAt = time.Unix(0, r.retryAt)
+	}
+	return s
+}
+
+// forget takes a out of list, where it is at index a.slot.
+func forget(list []*attempt, a *attempt) []*attempt {
+	last := len(list) - 1
+	list[a.slot] = list[last]
+	list[a.slot].slot = a.slot
+	list[last] = nil
+	return list[:last]
+}
