@@ -143,7 +143,7 @@ func (c *core) adapt(now instant) {
 		for _, p := range c.pools {
 			p.mu.Lock()
 			p.setRatios(now, next)
-			p.mu.Unlock()
+			p.unlock()
 		}
 	}
 	r.mu.Unlock()

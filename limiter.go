@@ -120,12 +120,19 @@ func newPool[M ~string](c *core, index int, cfg ModelConfig[M], ratios []float64
 		customs: len(cfg.Limits.Custom), dims: cfg.Limits.dimensions(), maxConcurrent: cfg.Limits.MaxConcurrent,
 		minSlots: int64(cfg.MinCapacity), maxSlots: int64(cfg.MaxCapacity),
 	}
-	for i, t := range c.types {
+	for _, t := range c.types {
 		need, err := t.need(p)
 		if err != nil {
 			return nil, err
 		}
-		p.shares = append(p.shares, share{typ: t, ratio: ratios[i], need: need, used: make([]float64, len(p.dims))})
+		windows := make([]window, len(p.dims))
+		for k := range p.dims {
+			windows[k] = p.dims[k].window
+		}
+		p.shares = append(p.shares, share{typ: t, need: need, windows: windows})
+	}
+	for i := range p.shares {
+		p.setRatio(&p.shares[i], ratios[i])
 	}
 	return p, nil
 }

@@ -141,11 +141,12 @@ func (g *memoryGate) release(a *attempt) (wake []int) {
 	return g.takeBlocked()
 }
 
-// starving makes a, the head of a queue that was refused here for a long time, the next to get memory.
+// starving makes a, the head of a queue that was refused here for a long time, the next to get memory, if it is not its
+// own type that holds it up.
 func (g *memoryGate) starving(a *attempt) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.claim == nil {
+	if g.claim == nil && a.memory > g.budget-g.used {
 		g.claim = a
 	}
 }

@@ -176,6 +176,7 @@ func (c *core) place(ctx context.Context, j *job) (*attempt, error) {
 		p := j.models[0]
 		j.models = j.models[1:]
 		a, err := c.reserve(ctx, j, p)
+		j.waited += a.waited
 		if err != nil {
 			return nil, j.fail(err)
 		}
@@ -226,20 +227,21 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
 		a = new(attempt)
 	}
 	if err := p.prepare(j, a); err != nil {
-		return nil, err
+		return a, err
 	}
 	now := c.now()
 	c.keepUp(now)
-	if short, never := p.tooLarge(a); never {
-		j.shortages = append(j.shortages, short)
-		return a, nil
-	}
 	a.maxWait = j.maxWaitOn(p, now)
 
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
-		return nil, ErrClosed
+		return a, ErrClosed
+	}
+	if short, never := p.tooLarge(a); never {
+		p.mu.Unlock()
+		j.shortages = append(j.shortages, short)
+		return a, nil
 	}
 	r, ok := p.admit(now, a)
 	var short Shortage
@@ -255,20 +257,19 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
 	if !ok && a.maxWait > 0 {
 		if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
 			j.shortages = append(j.shortages, short)
-			return nil, j.capacityError(deadline)
+			return a, j.capacityError(deadline)
 		}
 		var err error
 		if short, err = p.wait(ctx, a); err != nil {
-			return nil, err
+			return a, err
 		}
 	}
 	if a.state == attemptRunning {
 		var err error
 		if a, short, err = c.confirm(ctx, a); err != nil {
-			return nil, err
+			return a, err
 		}
 	}
-	j.waited += a.waited
 	if a.state != attemptRunning {
 		j.shortages = append(j.shortages, short)
 	}

@@ -50,6 +50,7 @@ type pool struct {
 	mu      sync.Mutex
 	dims    []dimension
 	shares  []share // by job type
+	clock   int64   // to which dims were brought last
 	charges uint64  // number of the last charge
 
 	maxConcurrent int64 // 0: not limited
@@ -74,8 +75,8 @@ type pool struct {
 type share struct {
 	typ      *jobType
 	ratio    float64
-	need     amounts   // what a job of the type reserves unless told otherwise
-	used     []float64 // charged by the type in each dimension's open window, or held in its part of the bucket
+	need     amounts  // what a job of the type reserves unless told otherwise
+	windows  []window // what the type has charged in each dimension; brought up to date when looked at
 	inFlight int64
 	queue    waitQueue
 	skip     bool // in drain: the head of the queue does not fit
@@ -120,7 +121,7 @@ type attempt struct {
 	ownTimer   bool
 	ready      chan struct{}
 	refusal    refusal
-	starved    bool // refused for want of room, as head of its queue, in a window that is over
+	starved    bool // as head of its queue, found no room in a window that is over
 
 	backendGrant any
 }
@@ -138,42 +139,56 @@ const (
 	noDim          = -3
 )
 
-// advance brings all windows to now.
+// advance brings all dimensions to now.
 func (p *pool) advance(now int64) {
+	p.clock = now
 	for i := range p.dims {
-		d := &p.dims[i]
-		before := d.at
-		if d.advance(now, p.charges+1) {
-			for s := range p.shares {
-				share := &p.shares[s]
-				share.used[i] = 0
-				if h := share.queue.head; h != nil && h.refusal.reason == ReasonLimit {
+		if p.dims[i].advance(now, p.charges+1) && p.waiting > 0 {
+			for k := range p.shares {
+				if h := p.shares[k].queue.head; h != nil && h.refusal.reason == ReasonLimit && h.refusal.dim == i {
 					h.starved = true
 				}
-			}
-		} else if d.rate > 0 && d.at > before {
-			drained := float64(d.at-before) * float64(d.rate) / float64(d.per)
-			for s := range p.shares {
-				share := &p.shares[s]
-				share.used[i] = max(0, share.used[i]-p.ratio(share)*drained)
 			}
 		}
 	}
 }
 
+// advanceShare brings one share to where the dimensions are.
+func (p *pool) advanceShare(s *share) {
+	for i := range s.windows {
+		s.windows[i].advance(p.clock, p.charges+1)
+	}
+}
+
+// setRatio makes the type's part of each bucket refill at ratio times the bucket's rate. What a period means to such a
+// window is stretched, so that the fraction of a unit in its rate is not lost.
+func (p *pool) setRatio(s *share, ratio float64) {
+	p.advanceShare(s)
+	s.ratio = ratio
+	for i := range p.dims {
+		if d := &p.dims[i]; d.rate > 0 {
+			stretch := min(maxStretch, math.MaxInt64/2/d.per)
+			s.windows[i].per = d.per * stretch
+			s.windows[i].rate = max(1, int64(math.Round(p.ratio(s)*float64(d.rate)*float64(stretch))))
+		}
+	}
+}
+
+const maxStretch = 1 << 16 // times MaxAmount is still an int64
+
 // fit reports whether a job of the share that needs so much may start now, the memory and the backend left aside. The
-// windows must be up to date. A refusal names the dimension that time clears last.
+// dimensions must be up to date. A refusal names the dimension that time clears last.
 func (p *pool) fit(s *share, need *amounts) (refusal, bool) {
+	p.advanceShare(s)
 	r := refusal{}
 	for i := range p.dims {
-		d := &p.dims[i]
+		d, w := &p.dims[i], &s.windows[i]
 		n := need[d.resource]
 		if !d.fits(n) {
 			r.later(ReasonLimit, i, d.fitsAt(n))
-		} else if n > 0 && s.used[i] > 0 && p.sharesBind() {
-			budget := p.budget(s, i)
-			if over := s.used[i] + float64(n) - budget*(1+ratioTolerance); over > 0 {
-				r.later(ReasonShare, i, p.shareFitsAt(s, i, min(over, s.used[i])))
+		} else if n > 0 && w.used > 0 && p.sharesBind() {
+			if level := int64(p.budget(s, i)*(1+ratioTolerance)) - n; w.used > level {
+				r.later(ReasonShare, i, w.fallsTo(max(level, 0)))
 			}
 		}
 	}
@@ -240,26 +255,18 @@ func (p *pool) bound(budget, perJob float64) float64 {
 	return budget
 }
 
-// shareFitsAt is when time alone takes over units off what a job type has used of a dimension.
-func (p *pool) shareFitsAt(s *share, i int, over float64) int64 {
-	d := &p.dims[i]
-	if d.rate == 0 {
-		return d.resetsAt()
-	}
-	wait := over * float64(d.per) / (p.ratio(s) * float64(d.rate))
-	if !(wait < math.MaxInt64/2) { // also NaN: a ratio of 0
-		return math.MaxInt64
-	}
-	return satAdd(d.at, int64(wait)+1)
-}
-
 // slots is how many average jobs of the type the budgets allow, those charged or running included, and the load: how
 // much of the budget that binds is used. The smallest binds, of equals the one with the longest window.
 func (p *pool) slots(s *share) (slots, load float64) {
+	p.advanceShare(s)
 	slots = math.Inf(1)
 	bind := func(n, used, budget float64) {
-		if n <= slots {
-			slots, load = n, used/budget
+		if n > slots {
+			return
+		}
+		slots, load = n, 0
+		if used > 0 {
+			load = used / max(budget, 1)
 		}
 	}
 	if n := s.typ.memory; n > 0 {
@@ -275,7 +282,7 @@ func (p *pool) slots(s *share) (slots, load float64) {
 	for i := range p.dims {
 		if n := s.need[p.dims[i].resource]; n > 0 {
 			budget := p.budget(s, i)
-			bind(math.Floor(budget/float64(n)+ratioTolerance), s.used[i], budget)
+			bind(math.Floor(budget/float64(n)+ratioTolerance), float64(s.windows[i].used), budget)
 		}
 	}
 	if slots < 1 && p.neverFits(&s.need) < 0 {
@@ -326,7 +333,7 @@ func (p *pool) grant(now instant, a *attempt) {
 		d := &p.dims[i]
 		n := a.need[d.resource]
 		d.charge(n, a.charge)
-		s.used[i] += float64(n)
+		s.windows[i].charge(n, a.charge)
 	}
 	p.inFlight++
 	s.inFlight++
@@ -358,8 +365,9 @@ func (p *pool) admit(now instant, a *attempt) (refusal, bool) {
 // release corrects a running attempt to what it used and frees what else it held, without letting anybody in yet. used
 // nil keeps the estimate charged.
 func (p *pool) release(now instant, a *attempt, used *amounts) {
-	p.advance(now.wall)
 	s := a.share
+	p.advance(now.wall)
+	p.advanceShare(s)
 	for i := range p.dims {
 		if used == nil {
 			break
@@ -367,11 +375,12 @@ func (p *pool) release(now instant, a *attempt, used *amounts) {
 		d := &p.dims[i]
 		switch n := used[d.resource] - a.need[d.resource]; {
 		case n < 0:
-			s.used[i] = max(0, s.used[i]-float64(d.refund(-n, a.charge)))
+			d.refund(-n, a.charge)
+			s.windows[i].refund(-n, a.charge)
 		case n > 0:
 			p.charges++
 			d.charge(n, p.charges)
-			s.used[i] += float64(n)
+			s.windows[i].charge(n, p.charges)
 		}
 	}
 	p.inFlight--
@@ -395,8 +404,9 @@ func (p *pool) settle(now instant, a *attempt, used *amounts) {
 
 // arrive gives an attempt its place in the order of its job type and the end of its wait.
 //
-// Deadlines rise with arrival, except where WithMaxWait makes one earlier than that of somebody before. Such an attempt
-// keeps a timer of its own; for all others the pool's timer needs to watch only the head of the queue.
+// Deadlines rise with arrival, to within the jitter of the clocks, except where WithMaxWait makes one earlier than that
+// of somebody before. Such an attempt keeps a timer of its own; for all others the pool's timer needs to watch only the
+// head of the queue.
 func (p *pool) arrive(now instant, a *attempt) {
 	s := a.share
 	p.arrivals++
@@ -406,7 +416,7 @@ func (p *pool) arrive(now instant, a *attempt) {
 	if s.inFlight == 0 && s.queue.length == 0 {
 		s.latestDeadline = 0
 	}
-	a.ownTimer = a.deadline < s.latestDeadline
+	a.ownTimer = a.deadline < s.latestDeadline-int64(time.Millisecond)
 	s.latestDeadline = max(s.latestDeadline, a.deadline)
 }
 
@@ -517,7 +527,7 @@ func (p *pool) arm(now instant) {
 		next = min(next, h.deadline)
 		switch h.refusal.reason {
 		case ReasonMemory:
-			next = min(next, p.core.memory.due.Load())
+			next = min(next, p.core.memory.due.Load(), p.core.ratios.due.Load())
 			if claim := h.queued.mono + claimAfter; now.mono < claim {
 				next = min(next, claim)
 			}
@@ -580,7 +590,7 @@ func (p *pool) unlock() {
 func (p *pool) setRatios(now instant, ratios []float64) {
 	p.advance(now.wall)
 	for i := range p.shares {
-		p.shares[i].ratio = ratios[i]
+		p.setRatio(&p.shares[i], ratios[i])
 	}
 	p.drain(now)
 }
@@ -631,7 +641,7 @@ func (p *pool) shortage(a *attempt, r refusal) Shortage {
 		s.Needed, s.Limit, s.Free = a.need[d.resource], d.max, d.remaining()
 		if r.reason == ReasonShare {
 			budget := p.budget(a.share, r.dim)
-			s.Limit, s.Free = int64(budget), max(int64(budget-a.share.used[r.dim]), 0)
+			s.Limit, s.Free = int64(budget), max(int64(budget)-a.share.windows[r.dim].used, 0)
 		}
 	}
 	if r.retryAt != math.MaxInt64 {

@@ -26,7 +26,7 @@ type window struct {
 	lows  []low  // continuous: see refund
 }
 
-// low says that the bucket has held at least used ever since the charge numbered from.
+// low says that the bucket has held at least used whole units ever since the charge numbered from.
 type low struct {
 	from uint64
 	used int64
@@ -38,11 +38,16 @@ const (
 	coarseLows = 64
 )
 
+// clockSlack is how far a clock that goes back stops a bucket's refill. It must be longer than any reading of the clock
+// may be late, or that would refill twice.
+const clockSlack = int64(time.Minute)
+
 // advance brings the window to now and reports whether a fixed window was closed and a new one opened. next is the
 // number that the next charge will have.
 //
-// A clock that goes back never gives capacity back. Up to one period, the open window simply lasts longer. Beyond
-// that the window moves to where the clock now is and keeps what was charged, so that it cannot be stuck for long.
+// A clock that goes back never gives capacity back. By up to one fixed window, or clockSlack for a bucket, the window
+// simply lasts longer. Beyond that it moves to where the clock now is and keeps what was charged, so that it cannot be
+// stuck for long.
 func (w *window) advance(now int64, next uint64) bool {
 	if w.rate > 0 {
 		w.drain(now)
@@ -65,7 +70,7 @@ func (w *window) advance(now int64, next uint64) bool {
 func (w *window) drain(now int64) {
 	elapsed := now - w.at
 	if elapsed <= 0 {
-		if elapsed < -w.per {
+		if elapsed < -clockSlack {
 			w.at = now
 		}
 		return
@@ -88,16 +93,24 @@ func (w *window) fits(n int64) bool { return n == 0 || n <= w.max-w.used }
 
 // fitsAt is the earliest time at which n units fit if nothing else is charged or refunded: math.MaxInt64 if never.
 func (w *window) fitsAt(n int64) int64 {
-	switch {
-	case w.fits(n):
+	if w.fits(n) {
 		return w.at
-	case n > w.max:
+	}
+	return w.fallsTo(w.max - n)
+}
+
+// fallsTo is the earliest time at which no more than level is used if nothing is charged or refunded: math.MaxInt64 if
+// never.
+func (w *window) fallsTo(level int64) int64 {
+	switch {
+	case w.used <= level:
+		return w.at
+	case level < 0:
 		return math.MaxInt64
 	case w.rate == 0:
 		return satAdd(w.at, w.per)
 	}
-	missing := w.used - (w.max - n)
-	wait, rest := mulDiv(missing, w.per, -w.frac, w.rate)
+	wait, rest := mulDiv(w.used-level, w.per, -w.frac, w.rate)
 	if rest > 0 {
 		wait = satAdd(wait, 1)
 	}
@@ -109,7 +122,7 @@ func (w *window) resetsAt() int64 {
 	if w.rate == 0 {
 		return satAdd(w.at, w.per)
 	}
-	return w.fitsAt(w.max)
+	return w.fallsTo(0)
 }
 
 // charge adds n units under the given number. It does not ask whether they fit: an excess must be charged too.
@@ -123,8 +136,16 @@ func (w *window) charge(n int64, number uint64) {
 	}
 	k := len(w.lows)
 	if k < fineLows || k < fineLows+coarseLows && w.used-w.lows[k-1].used > w.max/coarseLows {
-		w.lows = append(w.lows, low{number, w.used})
+		w.lows = append(w.lows, low{number, w.held()})
 	}
+}
+
+// held is what a bucket holds in whole units.
+func (w *window) held() int64 {
+	if w.frac > 0 {
+		return w.used - 1
+	}
+	return w.used
 }
 
 // refund takes back up to n units of the charge with the given number and reports how many.
@@ -168,14 +189,14 @@ func (w *window) refund(n int64, number uint64) int64 {
 	return n
 }
 
-// sink records that the bucket now holds used, which may be the least so far.
+// sink records what the bucket holds now, which may be the least so far.
 func (w *window) sink() {
-	i := len(w.lows)
-	for i > 0 && w.lows[i-1].used >= w.used {
+	i, held := len(w.lows), w.held()
+	for i > 0 && w.lows[i-1].used >= held {
 		i--
 	}
 	if i < len(w.lows) {
-		w.lows[i].used = w.used
+		w.lows[i].used = held
 		w.lows = w.lows[:i+1]
 	}
 }
