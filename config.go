@@ -126,7 +126,9 @@ func (r Refill) String() string {
 // job waits for each model before it moves on.
 type JobType[M ~string] struct {
 	// EstimatedTokens is the total, reserved in every token limit. Where input and output are limited apart, give the
-	// next two as well or instead: then the input limits reserve one and the output limits the other.
+	// next two as well or instead: then the input limits reserve one and the output limits the other. A total is reserved as
+	// it is; CountTokens applies only to a split estimate without one. A type without any estimate reserves no tokens: they
+	// are charged when a job ends, possibly beyond the limit.
 	EstimatedTokens                             int64
 	EstimatedInputTokens, EstimatedOutputTokens int64
 
@@ -137,14 +139,16 @@ type JobType[M ~string] struct {
 	EstimatedMemory int64
 
 	// Ratio is the type's share of every model, from 0 to 1. 0: an equal part of what the others leave. All ratios
-	// together are at most 1; if they are less, the rest stays unused.
+	// together are at most 1; if they are less, the rest stays unused. A single job type has all of every model, whatever
+	// its ratio.
 	Ratio float64
 
 	// FixedRatio keeps the ratio as it is. Otherwise it follows the load, see RatioConfig.
 	FixedRatio bool
 
-	// MaxWait is how long a job waits for each model. 0: not at all. Models without an entry: to the next minute and five
-	// seconds more, so that the next window can be used.
+	// MaxWait is how long a job waits for each model before it tries the next. 0: not at all; math.MaxInt64: for ever.
+	// Models without an entry: to the next minute and five seconds more, so that the next window can be used. So give
+	// models that have a good fallback a short wait or none.
 	MaxWait map[M]time.Duration
 }
 
@@ -230,10 +234,9 @@ func amountProblem(n int64) string {
 	return ""
 }
 
-// fraction checks that x is a number from low to high; low itself is accepted only if closed.
-func (f *faults) fraction(field string, x, high float64) {
-	if !(x >= 0 && x <= high) { // also NaN
-		f.add(field, "must be from 0 to %g, is %g", high, x)
+func (f *faults) fraction(field string, x float64) {
+	if !(x >= 0 && x <= 1) { // also NaN
+		f.add(field, "must be from 0 to 1, is %g", x)
 	}
 }
 
@@ -246,18 +249,18 @@ func (c Config[M]) Validate() error {
 	if c.Memory.Limit < 0 {
 		f.add("Memory.Limit", "must not be negative, is %d; 0 detects it", c.Memory.Limit)
 	}
-	f.fraction("Memory.Share", c.Memory.Share, 1)
+	f.fraction("Memory.Share", c.Memory.Share)
 	if c.Memory.RefreshInterval < 0 {
 		f.add("Memory.RefreshInterval", "must not be negative, is %s", c.Memory.RefreshInterval)
 	}
 	r := c.Ratios.withDefaults()
-	f.fraction("Ratios.HighLoad", r.HighLoad, 1)
-	f.fraction("Ratios.LowLoad", r.LowLoad, 1)
+	f.fraction("Ratios.HighLoad", r.HighLoad)
+	f.fraction("Ratios.LowLoad", r.LowLoad)
 	if r.LowLoad > r.HighLoad {
 		f.add("Ratios.LowLoad", "must not be above Ratios.HighLoad (%g), is %g", r.HighLoad, r.LowLoad)
 	}
-	f.fraction("Ratios.MaxChange", r.MaxChange, 1)
-	f.fraction("Ratios.MinRatio", r.MinRatio, 1)
+	f.fraction("Ratios.MaxChange", r.MaxChange)
+	f.fraction("Ratios.MinRatio", r.MinRatio)
 	if r.Interval < 0 {
 		f.add("Ratios.Interval", "must not be negative, is %s", r.Interval)
 	}
@@ -286,7 +289,9 @@ func (c Config[M]) validateModels(f *faults) (known map[M]int) {
 			field string
 			usd   float64
 		}{{".Pricing.Input", m.Pricing.Input}, {".Pricing.Cached", m.Pricing.Cached}, {".Pricing.Output", m.Pricing.Output}} {
-			f.fraction(path+price.field, price.usd, math.MaxFloat64)
+			if !(price.usd >= 0 && price.usd <= math.MaxFloat64) { // also NaN
+				f.add(path+price.field, "must be 0 or more and finite, is %g", price.usd)
+			}
 		}
 		f.amount(path+".MinCapacity", int64(m.MinCapacity))
 		f.amount(path+".MaxCapacity", int64(m.MaxCapacity))
@@ -342,7 +347,7 @@ func (c Config[M]) validateJobTypes(f *faults, known map[M]int) {
 		if split := satAdd(t.EstimatedInputTokens, t.EstimatedOutputTokens); t.EstimatedTokens > 0 && split > t.EstimatedTokens {
 			f.add(path+".EstimatedTokens", "is the total and must not be less than input and output together (%d), is %d", split, t.EstimatedTokens)
 		}
-		f.fraction(path+".Ratio", t.Ratio, 1)
+		f.fraction(path+".Ratio", t.Ratio)
 		if t.Ratio == 0 {
 			unset = append(unset, name)
 		} else if t.Ratio > 0 {
@@ -369,10 +374,11 @@ func (c Config[M]) validateJobTypes(f *faults, known map[M]int) {
 // ratioTolerance allows for float error where ratios are added up and slots are rounded down.
 const ratioTolerance = 1e-9
 
-func (c Config[M]) modelNames() []string {
-	names := make([]string, len(c.Models))
-	for i, m := range c.Models {
-		names[i] = string(m.ID)
+func (c Config[M]) modelNames() (names []string) {
+	for _, m := range c.Models {
+		if name := string(m.ID); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	return names
 }

@@ -29,11 +29,16 @@ var (
 	// ErrUnknownModel: WithModels named a model that is not in Config.Models.
 	ErrUnknownModel = errors.New("llmrate: unknown model")
 
+	// ErrUsageUnknown is for a job's function to return when its call has succeeded but did not say what it used, as a
+	// stream that was cut off: the estimate stays charged and Run returns nil. A usage beside it is ignored.
+	ErrUsageUnknown = errors.New("llmrate: usage unknown")
+
 	// ErrSettled: the reservation was settled or released before. Nothing was changed.
 	ErrSettled = errors.New("llmrate: reservation is already settled")
 )
 
-// FieldError is a fault in a configuration or an argument. New and Validate return one for each fault, joined.
+// FieldError is a fault in a configuration or an argument. New and Validate return one for each fault, joined:
+// errors.AsType finds the first; the error's Unwrap() []error method has them all.
 type FieldError struct {
 	Field   string // path of the field or name of the argument, such as Models[1].Limits.TokensPerMinute
 	Problem string // what is wrong and what is accepted
@@ -62,7 +67,7 @@ type Shortage struct {
 	Per      time.Duration // the window of the limit that was short; 0 if it has none
 	Needed   int64         // what the job would have reserved of it
 	Free     int64         // what the job could have had of it when it was last looked at
-	Limit    int64         // the limit, or the type's share of it
+	Limit    int64         // the limit or what its bucket holds, or the type's share of that
 	Waited   time.Duration // how long the job waited for this model
 	RetryAt  time.Time     // when time alone makes room; zero if a job must end first, or if never
 }
@@ -71,30 +76,44 @@ func (s Shortage) String() string {
 	var b strings.Builder
 	b.WriteString(s.Model)
 	b.WriteString(": ")
+	what := s.Resource
+	if s.Per > 0 {
+		what += " per " + shortDuration(s.Per)
+	}
+	amount := func(n int64) string {
+		if s.Resource == "memory" {
+			return strconv.FormatFloat(float64(n)/(1<<20), 'f', -1, 64) + " MiB"
+		}
+		return strconv.FormatInt(n, 10)
+	}
 	switch s.Reason {
 	case ReasonQueue:
 		b.WriteString("earlier jobs of the type are waiting")
+	case ReasonBackend:
+		b.WriteString("the fleet has no room")
 	case ReasonTooLarge:
-		fmt.Fprintf(&b, "needs %d %s, more than the limit of %d", s.Needed, s.Resource, s.Limit)
+		fmt.Fprintf(&b, "%s: needs %s, and never more than %s can be free", what, amount(s.Needed), amount(s.Limit))
+	case ReasonShare:
+		fmt.Fprintf(&b, "the job type's share of %s is used up: needs %s, %s of %s free", what, amount(s.Needed), amount(s.Free), amount(s.Limit))
 	default:
-		fmt.Fprintf(&b, "%s: needs %d %s, %d of %d free", s.Reason, s.Needed, s.Resource, s.Free, s.Limit)
-	}
-	if s.Per > 0 {
-		fmt.Fprintf(&b, " per %s", shortDuration(s.Per))
+		fmt.Fprintf(&b, "%s used up: needs %s, %s of %s free", what, amount(s.Needed), amount(s.Free), amount(s.Limit))
 	}
 	if s.Waited > 0 {
 		fmt.Fprintf(&b, ", waited %s", s.Waited.Round(time.Millisecond))
 	}
 	if !s.RetryAt.IsZero() {
-		fmt.Fprintf(&b, ", room at %s", s.RetryAt.UTC().Format("15:04:05.000Z"))
+		fmt.Fprintf(&b, ", room at %s", s.RetryAt.UTC().Format(errorTime))
 	}
 	return b.String()
 }
+
+const errorTime = "2006-01-02T15:04:05.000Z07:00"
 
 // CapacityError says what each model lacked. It is ErrNoCapacity, or ErrTooLarge if the job fits no model at all. If
 // the job was refused because its context ends before it could start, it is context.DeadlineExceeded as well.
 type CapacityError struct {
 	JobType  string
+	JobID    string
 	Models   []Shortage // in the order in which they were tried
 	RetryAt  time.Time  // the earliest time at which time alone makes room; zero if a job must end first, or if never
 	Deadline time.Time  // of the context, if the job was refused because no model can have room before it; else zero
@@ -111,9 +130,9 @@ func (e *CapacityError) Error() string {
 	}
 	var b strings.Builder
 	b.WriteString(sentinel.Error())
-	fmt.Fprintf(&b, " (job type %q", e.JobType)
+	fmt.Fprintf(&b, " (job %s of type %q", e.JobID, e.JobType)
 	if !e.Deadline.IsZero() {
-		fmt.Fprintf(&b, "; the context's deadline %s comes before any room", e.Deadline.UTC().Format("15:04:05.000Z"))
+		fmt.Fprintf(&b, "; the context's deadline %s comes before any room", e.Deadline.UTC().Format(errorTime))
 	}
 	for _, s := range e.Models {
 		b.WriteString("; ")
@@ -161,6 +180,20 @@ func newVerdict(err error, used Usage, delegate bool) error {
 
 func (v *verdict) Error() string { return v.err.Error() }
 func (v *verdict) Unwrap() error { return v.err }
+
+// fence hides a verdict inside an error that Run returns, so that a job which returns it from within another job does
+// not settle that one too.
+type fence struct{ err error }
+
+func (f *fence) Error() string        { return f.err.Error() }
+func (f *fence) Is(target error) bool { return errors.Is(f.err, target) }
+
+func (f *fence) As(target any) bool {
+	if _, verdicts := target.(**verdict); verdicts {
+		return false
+	}
+	return errors.As(f.err, target)
+}
 
 // quoted lists names for an error message.
 func quoted(names []string) string {

@@ -146,6 +146,10 @@ func (c *core) logConfiguration(instance string) {
 		c.logger.Info("llmrate: job type", "instance", instance, "jobType", t.name, "ratio", ratio, "fixed", t.fixed)
 		for _, p := range c.pools {
 			a := attempt{need: p.shares[t.index].need, memory: t.memory}
+			if a.need == (amounts{t.estimate.Requests}) && (p.limits(resourceIndex(Tokens)) || p.limits(resourceIndex(InputTokens)) || p.limits(resourceIndex(OutputTokens))) {
+				c.logger.Warn("llmrate: this job type has no token estimate: its tokens are charged only when a job ends, and can exceed the model's limits",
+					"jobType", t.name, "model", p.name)
+			}
 			if short, never := p.tooLarge(&a); never {
 				c.logger.Warn("llmrate: jobs of this type never fit this model unless their own estimate is smaller",
 					"jobType", t.name, "model", p.name, "resource", short.Resource, "estimate", short.Needed, "limit", short.Limit)
@@ -187,6 +191,7 @@ type Attempt[M ~string] struct {
 
 // Result is what became of a job. It is filled in as far as possible when Run returns an error, too.
 type Result[M ~string] struct {
+	JobID    string
 	Model    M                  // the last model that ran the job
 	Usage    Usage              // on that model; zero if unknown
 	Cost     float64            // USD, all attempts whose usage is known
@@ -211,13 +216,14 @@ type AttemptResult[M ~string] struct {
 //
 //   - usage and nil: the reservation is corrected to the usage;
 //   - an error and no usage: what was used is unknown, so the estimate stays charged;
-//   - an error and usage: the reservation is corrected to the usage;
+//   - an error and usage: the reservation is corrected to the usage, also where that is 0;
+//   - ErrUsageUnknown: the call succeeded, the estimate stays charged, Run returns nil;
 //   - Reject(err, usage): corrected to that usage, the job fails now;
 //   - Delegate(err, usage): corrected to that usage, the job goes on to its next model;
 //   - or it panics or ends its goroutine: the estimate stays charged and the panic goes on to the caller.
 //
 // The concurrency slot and the memory come back in every case. fn is called at most once for each model. It gets ctx
-// itself: to stop a call early, cancel that.
+// itself: to stop a call early, cancel that. A job that runs another job inside holds its own slot meanwhile.
 //
 // The error is fn's own (that of Reject without the wrapper, those of Delegate joined), context.Cause(ctx) if ctx ends
 // while the job waits, or one of ErrNoCapacity, ErrTooLarge, ErrClosed, ErrUnknownJobType, ErrUnknownModel, or a
@@ -241,6 +247,7 @@ func (l *Limiter[M]) Run(ctx context.Context, jobType string, fn func(context.Co
 		results [1]AttemptResult[M]
 	}
 	m := &memory
+	res.JobID = j.id
 	j.spare = &m.attempt
 	res.Attempts = m.results[:0]
 	for {
@@ -278,7 +285,11 @@ func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int,
 		used, known, delegated = v.used, true, v.delegate
 		if err == error(v) {
 			err = v.err
+		} else {
+			err = &fence{err}
 		}
+	} else if errors.Is(err, ErrUsageUnknown) {
+		used, known, err = Usage{}, false, nil
 	}
 	used, bad := c.settle(ctx, a, used, known, err)
 	if bad != nil {
@@ -309,7 +320,7 @@ func Do[T any, M ~string](ctx context.Context, l *Limiter[M], jobType string, fn
 }
 
 // Acquire reserves capacity for a job, waiting like Run, and leaves the work to the caller, who must end the
-// reservation with Settle or Release. To go on to another model after a failure, acquire again WithModels. Errors are
+// reservation with Settle or Release: one that never ends is held for ever, and Close waits for it. To go on to another model after a failure, acquire again WithModels. Errors are
 // those of Run.
 func (l *Limiter[M]) Acquire(ctx context.Context, jobType string, opts ...RunOption) (*Reservation[M], error) {
 	return l.acquire(ctx, jobType, false, opts)
@@ -350,7 +361,7 @@ func (l *Limiter[M]) acquire(ctx context.Context, jobType string, noWait bool, o
 }
 
 // Available is the first model that would run a job of the type now, with its usual estimate; false if none would, or if
-// the job type is unknown. By the time of a later call somebody else may have taken the room.
+// the job type is unknown (TryAcquire tells these apart). By the time of a later call somebody else may have taken the room.
 func (l *Limiter[M]) Available(jobType string) (M, bool) {
 	c, err := l.ready()
 	if err != nil || c.names[jobType] == nil {

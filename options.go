@@ -22,7 +22,7 @@ const (
 )
 
 // WithEstimate replaces the job type's estimate for this call, for prompts whose size is known. Requests 0 means as
-// the job type says. The type's EstimatedMemory stays.
+// the job type says; without OutputTokens no output is reserved. The type's EstimatedMemory stays.
 func WithEstimate(u Usage) RunOption { return RunOption{kind: optionEstimate, estimate: u} }
 
 // WithModels lets this call use only these models, in this order. Unknown models are ErrUnknownModel.
@@ -37,5 +37,6 @@ func WithModels[M ~string](models ...M) RunOption {
 // WithJobID names the job in events, in Attempt and in Stats. Default: the instance's ID and a number.
 func WithJobID(id string) RunOption { return RunOption{kind: optionJobID, jobID: id} }
 
-// WithMaxWait is how long this call waits for each model, instead of the job type's MaxWait. 0: not at all.
+// WithMaxWait is how long this call waits for each model, instead of the job type's MaxWait. 0: not at all;
+// math.MaxInt64: for ever.
 func WithMaxWait(d time.Duration) RunOption { return RunOption{kind: optionMaxWait, maxWait: d} }

@@ -169,6 +169,14 @@ func (j *job) maxWaitOn(p *pool, now instant) time.Duration {
 
 // place finds the next model that has room for the job, waiting as long as it may on each, and reserves there.
 func (c *core) place(ctx context.Context, j *job) (*attempt, error) {
+	a, err := c.firstWithRoom(ctx, j)
+	if err != nil && c.onEvent != nil {
+		c.onEvent(ctx, RefusedEvent{JobType: j.typ.name, JobID: j.id, Waited: j.waited, Err: err})
+	}
+	return a, err
+}
+
+func (c *core) firstWithRoom(ctx context.Context, j *job) (*attempt, error) {
 	if ctx.Err() != nil {
 		return nil, j.fail(context.Cause(ctx))
 	}
@@ -210,7 +218,7 @@ func (j *job) fail(err error) error {
 }
 
 func (j *job) capacityError(deadline time.Time) *CapacityError {
-	e := &CapacityError{JobType: j.typ.name, Models: j.shortages, Deadline: deadline}
+	e := &CapacityError{JobType: j.typ.name, JobID: j.id, Models: j.shortages, Deadline: deadline}
 	for _, s := range j.shortages {
 		if !s.RetryAt.IsZero() && (e.RetryAt.IsZero() || s.RetryAt.Before(e.RetryAt)) {
 			e.RetryAt = s.RetryAt

@@ -186,6 +186,8 @@ func (p *pool) fit(s *share, need *amounts) (refusal, bool) {
 		n := need[d.resource]
 		if !d.fits(n) {
 			r.later(ReasonLimit, i, d.fitsAt(n))
+		} else if n == 0 && d.used > d.max { // who reserves nothing may still use some: not before a debt is paid
+			r.later(ReasonLimit, i, d.fallsTo(d.max))
 		} else if n > 0 && w.used > 0 && p.sharesBind() {
 			if level := int64(p.budget(s, i)*(1+ratioTolerance)) - n; w.used > level {
 				r.later(ReasonShare, i, w.fallsTo(max(level, 0)))
@@ -641,7 +643,8 @@ func (p *pool) shortage(a *attempt, r refusal) Shortage {
 		s.Needed, s.Limit, s.Free = a.need[d.resource], d.max, d.remaining()
 		if r.reason == ReasonShare {
 			budget := p.budget(a.share, r.dim)
-			s.Limit, s.Free = int64(budget), max(int64(budget)-a.share.windows[r.dim].used, 0)
+			s.Limit = int64(budget * (1 + ratioTolerance))
+			s.Free = max(s.Limit-a.share.windows[r.dim].used, 0)
 		}
 	}
 	if r.retryAt != math.MaxInt64 {

@@ -19,13 +19,28 @@ type Reservation[M ~string] struct {
 }
 
 // Model is the model that has the room.
-func (r *Reservation[M]) Model() M { return M(r.attempt.pool.name) }
+func (r *Reservation[M]) Model() M {
+	if r == nil || r.attempt == nil {
+		return ""
+	}
+	return M(r.attempt.pool.name)
+}
 
 // JobID is the job's ID, as in events.
-func (r *Reservation[M]) JobID() string { return r.attempt.jobID }
+func (r *Reservation[M]) JobID() string {
+	if r == nil || r.attempt == nil {
+		return ""
+	}
+	return r.attempt.jobID
+}
 
 // Estimate is what is reserved, as in Attempt.
-func (r *Reservation[M]) Estimate() Usage { return r.attempt.estimate }
+func (r *Reservation[M]) Estimate() Usage {
+	if r == nil || r.attempt == nil {
+		return Usage{}
+	}
+	return r.attempt.estimate
+}
 
 // Settle ends the reservation and corrects it to what was used; the zero Usage refunds everything. It returns ErrSettled
 // if the reservation has ended before, or a *FieldError for a usage out of range. Then nothing is changed, and in the
