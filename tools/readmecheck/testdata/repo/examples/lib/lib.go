@@ -1,0 +1,6 @@
+package lib
+
+// Nobody is called by no program.
+func Nobody() {
+	println("nobody")
+}

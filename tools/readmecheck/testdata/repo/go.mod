@@ -1,0 +1,3 @@
+module example.com/owner/lib
+
+go 1.26
