@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -26,9 +26,7 @@ type core struct {
 	epoch      time.Time
 	jobPrefix  string
 	jobs       atomic.Uint64
-
-	leaving sync.Mutex // held across Member.Leave, which nothing else waits for
-	left    bool
+	left       atomic.Bool // the fleet
 }
 
 func (c *core) now() instant {
@@ -113,10 +111,8 @@ func (c *core) apply(j *job, o *RunOption) error {
 			if p == nil {
 				return fmt.Errorf("%w %q; the models are %s", ErrUnknownModel, name, quoted(c.modelNames()))
 			}
-			for _, other := range j.models {
-				if other == p {
-					return &FieldError{Field: fmt.Sprintf("WithModels[%d]", i), Problem: fmt.Sprintf("%q is named twice; a job tries each model once", name)}
-				}
+			if slices.Contains(j.models, p) {
+				return &FieldError{Field: fmt.Sprintf("WithModels[%d]", i), Problem: fmt.Sprintf("%q is named twice; a job tries each model once", name)}
 			}
 			j.models = append(j.models, p)
 		}
@@ -547,15 +543,13 @@ func (p *pool) available(now instant, t *jobType) bool {
 	return fits && !p.closed && s.queue.length == 0 && now.mono >= p.holdTill && p.core.memory.fits(t, p)
 }
 
-// leave takes the instance out of the fleet, once.
+// leave takes the instance out of the fleet, once; after a failure it may be tried again.
 func (c *core) leave(ctx context.Context) error {
-	c.leaving.Lock()
-	defer c.leaving.Unlock()
-	if c.left {
+	if !c.left.CompareAndSwap(false, true) {
 		return nil
 	}
 	err := c.member.Leave(ctx)
-	c.left = err == nil
+	c.left.Store(err == nil)
 	return err
 }
 
