@@ -49,7 +49,7 @@ func newMemoryGate(cfg MemoryConfig, types []*jobType, ratios []float64, models 
 	}
 	g.due.Store(math.MaxInt64)
 	g.limit = cfg.Limit
-	g.hard = int64(float64(cfg.Limit) * cfg.Share)
+	g.hard = fraction(cfg.Limit, cfg.Share)
 	g.budget = g.hard
 	for i := range g.parts {
 		g.parts[i].ratio = ratios[i]
@@ -79,26 +79,41 @@ func (g *memoryGate) refresh(now instant) (wake []int) {
 	g.base = max(min(g.base, r.used), r.used-g.used, 0)
 	before := g.budget
 	g.limit = r.limit
-	g.hard = int64(float64(r.limit) * g.cfg.Share)
-	g.budget = int64(float64(max(r.limit-g.base, 0)) * g.cfg.Share)
+	g.hard = fraction(r.limit, g.cfg.Share)
+	g.budget = fraction(max(r.limit-g.base, 0), g.cfg.Share)
+	if g.claim != nil && g.claim.memory > g.hard {
+		g.claim = nil
+		return g.takeBlocked()
+	}
 	if g.budget > before {
 		return g.takeBlocked()
 	}
 	return nil
 }
 
-// take reserves n bytes for a job of type t on model p, or notes that the model has to be woken when memory is freed.
-func (g *memoryGate) take(a *attempt, p *pool) bool {
+// fraction is share of n.
+func fraction(n int64, share float64) int64 {
+	if share == 1 {
+		return n // a float64 is not exact above 2^53
+	}
+	return int64(float64(n) * share)
+}
+
+// take reserves an attempt's memory, or notes that its model has to be woken when some is freed. It returns the models
+// that were held up for this attempt's sake.
+func (g *memoryGate) take(a *attempt, p *pool) (wake []int, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.claim != nil && g.claim != a || !g.room(a.share.typ, p) {
+		if !g.partFits(a.share.typ, p) {
+			wake = g.dropClaim(a)
+		}
 		g.blocked[p.index] = true
-		return false
+		return wake, false
 	}
-	g.claim = nil
 	g.used += a.memory
 	g.parts[a.share.typ.index].used += a.memory
-	return true
+	return g.dropClaim(a), true
 }
 
 // fits reports whether a job of type t on model p would get its memory now.
@@ -114,10 +129,12 @@ func (g *memoryGate) fits(t *jobType, p *pool) bool {
 // room reports whether the budget and the type's part of it have room for one job. An empty process may always start a
 // job that its limit allows, whatever the last reading of its own use was; so may a type that holds nothing.
 func (g *memoryGate) room(t *jobType, p *pool) bool {
+	n := t.memory
+	return (n <= g.budget-g.used || g.used == 0 && n <= g.hard) && g.partFits(t, p)
+}
+
+func (g *memoryGate) partFits(t *jobType, p *pool) bool {
 	n, held := t.memory, g.parts[t.index].used
-	if n > g.budget-g.used && (g.used > 0 || n > g.hard) {
-		return false
-	}
 	return held == 0 || float64(held)+float64(n) <= g.part(t.index, p, n)*(1+ratioTolerance)
 }
 
@@ -141,24 +158,28 @@ func (g *memoryGate) release(a *attempt) (wake []int) {
 	return g.takeBlocked()
 }
 
-// starving makes a, the head of a queue that was refused here for a long time, the next to get memory, if it is not its
+// starving makes a, the head of a queue that was refused here for a long time, the next to get memory, unless it is its
 // own type that holds it up.
 func (g *memoryGate) starving(a *attempt) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.claim == nil && a.memory > g.budget-g.used {
+	if g.claim == nil && a.memory <= g.hard && g.partFits(a.share.typ, a.pool) {
 		g.claim = a
 	}
 }
 
-// leave ends the claim of an attempt that stops waiting, and returns the models that it may have held up.
+// leave ends the claim of an attempt that does not wait for memory any more, and returns the models that were held up.
 func (g *memoryGate) leave(a *attempt) (wake []int) {
 	if a.memory == 0 {
 		return nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.claim != a {
+	return g.dropClaim(a)
+}
+
+func (g *memoryGate) dropClaim(a *attempt) (wake []int) {
+	if g.claim == nil || g.claim != a {
 		return nil
 	}
 	g.claim = nil

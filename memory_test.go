@@ -324,6 +324,28 @@ func TestMemoryLargeJobIsNotStarved(t *testing.T) {
 		sleepUntil(minute + 5*time.Second)
 		require.Len(t, j.begins("small"), 1)
 	})
+	scenario(t, "cannot run for another reason while memory is kept for it", func(t *testing.T) {
+		l := newLimiter(t, config{
+			Models: []modelConfig{{ID: "m", Limits: limits{TokensPerDay: 30_000}}, {ID: "n"}}, Memory: memory(100 * mib),
+			JobTypes: jobTypes{
+				"large":  {EstimatedTokens: 10_000, EstimatedMemory: 60 * mib, Ratio: 0.3, FixedRatio: true},
+				"small":  {EstimatedTokens: 10_000, EstimatedMemory: 10 * mib, Ratio: 0.5, FixedRatio: true},
+				"tokens": {EstimatedTokens: 30_000, Ratio: 0.2, FixedRatio: true},
+			},
+		})
+		held := acquire(t, l, "small", llmrate.WithModels("n"))
+		for range 4 {
+			acquire(t, l, "small", llmrate.WithModels("n"))
+		}
+		j := runJobs(t, l, "large", 1, job(0, tokens(1)), llmrate.WithModels("m"), llmrate.WithMaxWait(2*day))
+		sleepUntil(minute + time.Second)
+		acquire(t, l, "tokens", llmrate.WithModels("m")) // all that m has for the day
+		j.run("small", 1, job(0, tokens(1)), llmrate.WithModels("n"), llmrate.WithMaxWait(2*day))
+		require.Empty(t, j.begins(""))
+		held.Release()
+		require.Len(t, j.begins("small"), 1)
+		require.Empty(t, j.begins("large"))
+	})
 }
 
 // Limit 0: the least of GOMEMLIMIT, the cgroup's limit and the machine's memory, less what the process itself needs.
@@ -408,6 +430,26 @@ func TestMemoryDetection(t *testing.T) {
 		j.run("a", 4, job(10*time.Second, tokens(1)))
 		j.wait()
 		require.Equal(t, append(repeat(4, 0), append(repeat(2, 10*time.Second), repeat(2, 20*time.Second)...)...), j.times(""))
+	})
+	scenario(t, "a limit that shrinks below a waiting job does not hold up others", func(t *testing.T) {
+		goMemLimit(t, 256*mib)
+		l := newLimiter(t, config{
+			Models: []modelConfig{{ID: "m"}}, Memory: llmrate.MemoryConfig{Share: 1},
+			JobTypes: jobTypes{
+				"large": {EstimatedMemory: 180 * mib, Ratio: 0.5, FixedRatio: true},
+				"small": {EstimatedMemory: 20 * mib, Ratio: 0.5, FixedRatio: true, MaxWait: maxWait{"m": time.Hour}},
+			},
+		})
+		j := runJobs(t, l, "small", 5, job(70*time.Second, tokens(1)))
+		require.Len(t, j.begins("small"), 5)
+		j.run("large", 1, job(0, tokens(1)), llmrate.WithMaxWait(time.Hour))
+		debug.SetMemoryLimit(128 * mib)
+		sleepUntil(6 * time.Second)
+		j.run("small", 2, job(time.Second, tokens(1)))
+		require.Len(t, j.begins("small"), 5)
+		sleepUntil(80 * time.Second)
+		require.Len(t, j.begins("small"), 7)
+		require.Empty(t, j.begins("large"))
 	})
 	scenario(t, "a job larger than the detected limit", func(t *testing.T) {
 		goMemLimit(t, 128*mib)

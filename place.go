@@ -173,10 +173,10 @@ func (c *core) place(ctx context.Context, j *job) (*attempt, error) {
 }
 
 func (c *core) firstWithRoom(ctx context.Context, j *job) (*attempt, error) {
-	if ctx.Err() != nil {
-		return nil, j.fail(context.Cause(ctx))
-	}
 	for len(j.models) > 0 {
+		if ctx.Err() != nil {
+			return nil, j.fail(context.Cause(ctx))
+		}
 		p := j.models[0]
 		j.models = j.models[1:]
 		a, err := c.reserve(ctx, j, p)
@@ -259,18 +259,14 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
 	p.unlock()
 
 	if !ok && a.maxWait > 0 {
-		if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
-			j.shortages = append(j.shortages, short)
-			return a, j.capacityError(deadline)
-		}
 		var err error
-		if short, err = p.wait(ctx, a); err != nil {
+		if short, err = p.wait(ctx, j, a); err != nil {
 			return a, err
 		}
 	}
 	if a.state == attemptRunning {
 		var err error
-		if a, short, err = c.confirm(ctx, a); err != nil {
+		if a, short, err = c.confirm(ctx, j, a); err != nil {
 			return a, err
 		}
 	}
@@ -282,7 +278,7 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
 
 // confirm gets the backend's consent to what the local gates have granted. Without it the reservation is taken back at
 // once, and the job waits in its old place as long as it still may.
-func (c *core) confirm(ctx context.Context, a *attempt) (*attempt, Shortage, error) {
+func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, Shortage, error) {
 	p := a.pool
 	for {
 		result, err := c.member.Acquire(ctx, AcquireParams{Model: p.name, Need: a.need.exported()})
@@ -303,7 +299,7 @@ func (c *core) confirm(ctx context.Context, a *attempt) (*attempt, Shortage, err
 		}
 		a = p.requeue(now, a, result.RetryAfter)
 		p.unlock()
-		short, err := p.wait(ctx, a)
+		short, err := p.wait(ctx, j, a)
 		if err != nil || a.state != attemptRunning {
 			return a, short, err
 		}
@@ -379,7 +375,7 @@ func (c *core) hopeless(j *job, p *pool, deadline time.Time) bool {
 		if p.hopefulBefore(now, &a, end) {
 			return false
 		}
-		reached = satAdd(reached, int64(j.maxWaitOn(p, now)))
+		reached = satAdd(reached, int64(j.maxWaitOn(p, now.later(reached))))
 	}
 	return true
 }
@@ -400,14 +396,22 @@ func (p *pool) hopefulBefore(now instant, a *attempt, end int64) bool {
 
 // wait blocks until a queued attempt runs, has waited long enough, or its context ends. An error ends the job, and then
 // nothing is held.
-func (p *pool) wait(ctx context.Context, a *attempt) (Shortage, error) {
+func (p *pool) wait(ctx context.Context, j *job, a *attempt) (Shortage, error) {
 	left := false
 	defer func() {
-		if !left { // Config.OnEvent panicked
+		if !left { // the user's CountTokens or OnEvent panicked
 			p.giveBack(a)
 		}
 	}()
-	if c := p.core; c.onEvent != nil {
+	c := p.core
+	if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
+		left = true
+		p.mu.Lock()
+		j.shortages = append(j.shortages, p.shortage(a, a.refusal))
+		p.mu.Unlock()
+		return Shortage{}, j.capacityError(deadline)
+	}
+	if c.onEvent != nil {
 		c.onEvent(ctx, QueuedEvent{Model: p.name, JobType: a.share.typ.name, JobID: a.jobID, MaxWait: a.maxWait})
 	}
 	left = true

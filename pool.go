@@ -24,6 +24,11 @@ func (now instant) after(wall int64) int64 {
 	return satAdd(now.mono, wall-now.wall)
 }
 
+// later is now at a later monotonic time, if the wall clock runs evenly.
+func (now instant) later(mono int64) instant {
+	return instant{wall: satAdd(now.wall, mono-now.mono), mono: mono}
+}
+
 // A dimension is one windowed limit of a model. A model's limits are a vector of dimensions and its concurrency.
 type dimension struct {
 	window
@@ -63,7 +68,8 @@ type pool struct {
 	timer    *time.Timer // runs look at timerAt
 	timerAt  int64       // monotonic; 0 if the timer is stopped
 	holdTill int64       // monotonic; until then the fleet has nothing to give
-	wake     []int       // other models to look at once this one is unlocked
+	wake     []int       // models to look at once this one is unlocked
+	claim    *attempt    // a head that has waited for a bucket so long that what refills is kept for it
 
 	running, queued []*attempt // in no order, for Stats
 	closed          bool
@@ -262,6 +268,7 @@ func (p *pool) bound(budget, perJob float64) float64 {
 func (p *pool) slots(s *share) (slots, load float64) {
 	p.advanceShare(s)
 	slots = math.Inf(1)
+	possible := p.neverFits(&s.need) < 0
 	bind := func(n, used, budget float64) {
 		if n > slots {
 			return
@@ -275,6 +282,7 @@ func (p *pool) slots(s *share) (slots, load float64) {
 		g := p.core.memory
 		g.mu.Lock()
 		part, used := g.part(s.typ.index, p, n), float64(g.parts[s.typ.index].used)
+		possible = possible && n <= g.hard
 		g.mu.Unlock()
 		bind(math.Floor(part/float64(n)+ratioTolerance), used, part)
 	}
@@ -287,7 +295,7 @@ func (p *pool) slots(s *share) (slots, load float64) {
 			bind(math.Floor(budget/float64(n)+ratioTolerance), float64(s.windows[i].used), budget)
 		}
 	}
-	if slots < 1 && p.neverFits(&s.need) < 0 {
+	if slots < 1 && possible {
 		slots = 1 // whoever has nothing charged may start one job
 	}
 	return slots, load
@@ -320,8 +328,15 @@ func (p *pool) room(now instant, a *attempt) (refusal, bool) {
 	if r, ok := p.fit(a.share, &a.need); !ok {
 		return r, false
 	}
-	if a.memory > 0 && !p.core.memory.take(a, p) {
-		return refusal{ReasonMemory, dimMemory, math.MaxInt64}, false
+	if c := p.claim; c != nil && c != a && a.need[p.dims[c.refusal.dim].resource] > 0 {
+		return c.refusal, false
+	}
+	if a.memory > 0 {
+		wake, ok := p.core.memory.take(a, p)
+		p.lookAt(wake)
+		if !ok {
+			return refusal{ReasonMemory, dimMemory, math.MaxInt64}, false
+		}
 	}
 	return refusal{}, true
 }
@@ -470,15 +485,14 @@ func (p *pool) drain(now instant) {
 		switch {
 		case ok:
 			p.dequeue(a)
+			p.dropClaim(a)
 			p.grant(now, a)
 			close(a.ready)
 		case a.deadline <= now.mono:
 			p.turnAway(now, a, attemptExpired)
 		default:
+			p.starve(now, a)
 			s.skip = true
-			if r.reason == ReasonMemory && now.mono-a.queued.mono >= claimAfter {
-				p.core.memory.starving(a)
-			}
 		}
 	}
 	p.arm(now)
@@ -509,9 +523,54 @@ func (p *pool) before(s, other *share) bool {
 	return h.arrival < o.arrival
 }
 
+// starve sees to it that a head that does not fit gets its turn, if smaller jobs of other types keep taking what it needs.
+//
+// A fixed window opens empty, and then starved heads come first. A bucket and the memory never empty out by themselves:
+// once a head has waited there for as long as a full bucket takes, or for claimAfter, what comes free is kept for it.
+func (p *pool) starve(now instant, a *attempt) {
+	after := p.claimTime(a)
+	if a.refusal.reason != ReasonMemory {
+		p.lookAt(p.core.memory.leave(a))
+	} else if now.mono >= after {
+		p.core.memory.starving(a)
+	}
+	if !p.lacksBucket(a) {
+		p.dropClaim(a)
+	} else if p.claim == nil && now.mono >= after {
+		p.claim = a
+	}
+}
+
+// claimTime is when what a head lacks begins to be kept for it; math.MaxInt64 for never.
+func (p *pool) claimTime(a *attempt) int64 {
+	switch {
+	case a.refusal.reason == ReasonMemory:
+		return satAdd(a.queued.mono, claimAfter)
+	case p.lacksBucket(a):
+		return satAdd(a.queued.mono, p.dims[a.refusal.dim].per)
+	}
+	return math.MaxInt64
+}
+
+// lacksBucket reports whether a head waits for a bucket to fill.
+func (p *pool) lacksBucket(a *attempt) bool {
+	return a.refusal.reason == ReasonLimit && a.refusal.dim >= 0 && p.dims[a.refusal.dim].rate > 0
+}
+
+func (p *pool) dropClaim(a *attempt) {
+	if p.claim != a {
+		return
+	}
+	p.claim = nil
+	for i := range p.shares {
+		p.shares[i].skip = false
+	}
+}
+
 // turnAway ends a waiting attempt without a grant.
 func (p *pool) turnAway(now instant, a *attempt, state attemptState) {
 	p.dequeue(a)
+	p.dropClaim(a)
 	a.state = state
 	a.waited = time.Duration(now.mono - a.queued.mono)
 	p.lookAt(p.core.memory.leave(a))
@@ -526,18 +585,15 @@ func (p *pool) arm(now instant) {
 		if h == nil {
 			continue
 		}
-		next = min(next, h.deadline)
+		next = min(next, h.deadline, now.after(h.refusal.retryAt))
+		if claim := p.claimTime(h); claim > now.mono {
+			next = min(next, claim)
+		}
 		switch h.refusal.reason {
 		case ReasonMemory:
 			next = min(next, p.core.memory.due.Load(), p.core.ratios.due.Load())
-			if claim := h.queued.mono + claimAfter; now.mono < claim {
-				next = min(next, claim)
-			}
 		case ReasonShare:
 			next = min(next, p.core.ratios.due.Load())
-			fallthrough
-		default:
-			next = min(next, now.after(h.refusal.retryAt))
 		}
 	}
 	switch {
@@ -567,25 +623,23 @@ func (p *pool) onTimer() {
 	now := p.core.now()
 	p.core.keepUp(now)
 	p.mu.Lock()
-	p.timerAt = 0
+	if p.timerAt <= now.mono { // else it was set again while this call was on its way
+		p.timerAt = 0
+	}
 	p.drain(now)
 	p.unlock()
 }
 
-// lookAt notes models whose waiters may fit now; unlock looks at them.
+// lookAt notes models whose waiters may fit now, this one possibly among them; unlock looks at them.
 func (p *pool) lookAt(models []int) { p.wake = append(p.wake, models...) }
 
-// unlock gives up the lock and then lets in the waiters of other models for whom the holder has made room.
+// unlock gives up the lock and then lets in the waiters for whom the holder has made room elsewhere.
 func (p *pool) unlock() {
 	wake := p.wake
 	p.wake = nil
 	p.mu.Unlock()
 	for _, i := range wake {
-		if q := p.core.pools[i]; q != p {
-			q.mu.Lock()
-			q.drain(p.core.now())
-			q.unlock()
-		}
+		p.core.look(p.core.pools[i])
 	}
 }
 

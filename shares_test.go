@@ -366,6 +366,27 @@ func TestSharesByDesign(t *testing.T) {
 		require.Equal(t, 50, fill(t, l, "small"))
 	})
 
+	// A job of half the limit, of a type with a small share, among a long queue of small jobs of the other type. It has
+	// to wait for no more than one full window.
+	for _, refill := range []llmrate.Refill{llmrate.FixedWindow, llmrate.Continuous, llmrate.Continuous.WithBurst(30 * time.Second)} {
+		for _, perDay := range []int64{0, 1_000_000} {
+			scenario(t, fmt.Sprintf("a large job is not starved by small ones of another type, %s, %d a day", refill, perDay), func(t *testing.T) {
+				large, small := fixed(25_000, 0.1), fixed(500, 0.9)
+				large.MaxWait, small.MaxWait = maxWait{"m": day}, maxWait{"m": day}
+				l := newLimiter(t, config{
+					Models:   []modelConfig{{ID: "m", Limits: limits{TokensPerMinute: 60_000, TokensPerDay: perDay, Refill: refill}}},
+					JobTypes: jobTypes{"large": large, "small": small},
+				})
+				j := runJobs(t, l, "small", 1000, job(0, tokens(500)))
+				sleepUntil(30 * time.Second)
+				j.run("large", 1, job(0, tokens(25_000)))
+				sleepUntil(30*time.Second + 2*minute)
+				require.Len(t, j.begins("large"), 1)
+				require.LessOrEqual(t, j.times("large")[0], 2*minute)
+			})
+		}
+	}
+
 	scenario(t, "when capacity comes, the type furthest below its share is served first", func(t *testing.T) {
 		a, b := fixed(10_000, 0.5), fixed(10_000, 0.5)
 		a.MaxWait, b.MaxWait = maxWait{"m": time.Hour}, maxWait{"m": time.Hour}
