@@ -544,7 +544,7 @@ func (p *pool) available(now instant, t *jobType) bool {
 	s := &p.shares[t.index]
 	p.advance(now.wall)
 	_, fits := p.fit(s, &s.need)
-	return fits && !p.closed && s.queue.length == 0 && now.mono >= p.holdTill && p.core.memory.fits(t, p)
+	return fits && !p.closed && !p.claimed(&s.need) && s.queue.length == 0 && now.mono >= p.holdTill && p.core.memory.fits(t, p)
 }
 
 // leave takes the instance out of the fleet, once; after a failure it may be tried again.

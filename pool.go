@@ -328,8 +328,8 @@ func (p *pool) room(now instant, a *attempt) (refusal, bool) {
 	if r, ok := p.fit(a.share, &a.need); !ok {
 		return r, false
 	}
-	if c := p.claim; c != nil && c != a && a.need[p.dims[c.refusal.dim].resource] > 0 {
-		return c.refusal, false
+	if p.claim != a && p.claimed(&a.need) {
+		return p.claim.refusal, false
 	}
 	if a.memory > 0 {
 		wake, ok := p.core.memory.take(a, p)
@@ -555,6 +555,11 @@ func (p *pool) claimTime(a *attempt) int64 {
 // lacksBucket reports whether a head waits for a bucket to fill.
 func (p *pool) lacksBucket(a *attempt) bool {
 	return a.refusal.reason == ReasonLimit && a.refusal.dim >= 0 && p.dims[a.refusal.dim].rate > 0
+}
+
+// claimed reports whether something of what is needed is kept for a starved head.
+func (p *pool) claimed(need *amounts) bool {
+	return p.claim != nil && need[p.dims[p.claim.refusal.dim].resource] > 0
 }
 
 func (p *pool) dropClaim(a *attempt) {
