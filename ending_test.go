@@ -99,6 +99,7 @@ func TestEnding(t *testing.T) {
 		row              string
 		used             usage
 		err              error
+		success          bool  // although there is an err
 		tokens, requests int64 // charged at the end
 		known            bool
 		result           usage
@@ -110,6 +111,10 @@ func TestEnding(t *testing.T) {
 		{row: "5.1 requests alone", used: usage{Requests: 2}, tokens: 0, requests: 2, known: true, result: usage{Requests: 2}},
 		{row: "5.1 more than estimated", used: usage{Requests: 5, InputTokens: 15_000}, tokens: 15_000, requests: 5, known: true,
 			result: usage{Requests: 5, InputTokens: 15_000}, cost: 0.015},
+
+		{row: "5.1 success without a usage", err: llmrate.ErrUsageUnknown, success: true, tokens: endingTokens, requests: endingRequests},
+		{row: "5.1 success without a usage, whatever is beside it", used: used, err: fmt.Errorf("cut off: %w", llmrate.ErrUsageUnknown), success: true,
+			tokens: endingTokens, requests: endingRequests},
 
 		{row: "5.2 plain error", err: errEnding, tokens: endingTokens, requests: endingRequests},
 		{row: "5.2 wrapped plain error", err: fmt.Errorf("calling: %w", errEnding), tokens: endingTokens, requests: endingRequests},
@@ -132,7 +137,7 @@ func TestEnding(t *testing.T) {
 					return c.used, c.err
 				}))
 				require.Equal(t, 1, calls, "the next model is not tried")
-				if c.err == nil {
+				if c.err == nil || c.success {
 					require.NoError(t, err)
 				} else {
 					require.ErrorIs(t, err, errEnding)
@@ -516,6 +521,30 @@ func TestEnding5_4DelegatedJobQueues(t *testing.T) {
 		require.Equal(t, 7*time.Second, res.Waited)
 		require.Equal(t, 7*time.Second, res.Attempts[1].Waited)
 	})
+}
+
+// What a job inside another returns is an error to the outer one, not a verdict on it.
+func TestEndingInsideAnotherJob(t *testing.T) {
+	for name, refuse := range map[string]func(error, usage) error{"Reject": llmrate.Reject, "Delegate": llmrate.Delegate} {
+		scenario(t, name, func(t *testing.T) {
+			l, _ := endingLimiter(t, "alpha", "beta")
+			outer := 0
+			_, err := l.Run(t.Context(), "job", func(context.Context, llmrate.Attempt[string]) (usage, error) {
+				outer++
+				_, err := l.Run(t.Context(), "job", func(context.Context, llmrate.Attempt[string]) (usage, error) {
+					return usage{}, fmt.Errorf("calling: %w", refuse(errEnding, tokens(1)))
+				}, llmrate.WithModels("beta"))
+				require.ErrorIs(t, err, errEnding)
+				return usage{}, fmt.Errorf("inside: %w", err)
+			})
+			require.ErrorIs(t, err, errEnding)
+			require.ErrorContains(t, err, "inside: ")
+			require.Equal(t, 1, outer)
+			endingCharged(t, l, "alpha", endingTokens, endingRequests)
+			endingCharged(t, l, "beta", 1, 1)
+			endingRuns(t, l, 0)
+		})
+	}
 }
 
 // Do hands on the value of the last model that ran, and ends like Run.

@@ -517,7 +517,7 @@ func TestInputSettleTwice(t *testing.T) {
 func TestInputUsageSaturates(t *testing.T) {
 	most := usage{InputTokens: llmrate.MaxAmount, CachedTokens: llmrate.MaxAmount, OutputTokens: llmrate.MaxAmount}
 	const n = math.MaxInt64/(3*llmrate.MaxAmount) + 1_000
-	for _, refill := range []llmrate.Refill{llmrate.FixedWindow, llmrate.Continuous, llmrate.Continuous.WithBurst(time.Second)} {
+	for _, refill := range []llmrate.Refill{llmrate.FixedWindow, llmrate.Continuous} {
 		scenario(t, refill.String(), func(t *testing.T) {
 			l := newLimiter(t, config{
 				Models: []modelConfig{{ID: "a", Limits: limits{

@@ -687,7 +687,7 @@ func TestRaceOnEventCallsBack(t *testing.T) {
 				mu.Unlock()
 				_ = l.Stats()
 				_, _ = l.Available("job")
-				if depth.Add(1) <= 3 { // each call below causes events itself
+				if depth.Add(1) <= 2 { // each call below causes events itself
 					if r, err := l.TryAcquire(ctx, "other"); err == nil {
 						_ = r.Settle(tokens(10))
 					}
@@ -729,8 +729,9 @@ func TestRaceMemoryOwedToAHead(t *testing.T) {
 		return config{
 			Models: []modelConfig{{ID: "a"}, {ID: "b"}},
 			JobTypes: jobTypes{
-				"large": {EstimatedMemory: 60 * mib, Ratio: 0.5, FixedRatio: true, MaxWait: maxWait{"a": 70 * time.Second, "b": time.Hour}},
-				"small": {EstimatedMemory: 10 * mib, Ratio: 0.5, FixedRatio: true, MaxWait: maxWait{"a": 10 * minute, "b": 10 * minute}},
+				"large": {EstimatedMemory: 60 * mib, FixedRatio: true, MaxWait: maxWait{"a": 70 * time.Second, "b": 70 * time.Second}},
+				"small": {EstimatedMemory: 10 * mib, FixedRatio: true, MaxWait: maxWait{"a": 10 * minute, "b": 10 * minute}},
+				"other": {EstimatedMemory: 60 * mib, FixedRatio: true},
 			},
 			Memory: llmrate.MemoryConfig{Limit: 100 * mib, Share: 1},
 		}
@@ -757,54 +758,99 @@ func TestRaceMemoryOwedToAHead(t *testing.T) {
 		require.Equal(t, 65*time.Second, head.at)
 	})
 
-	on := func(model string) llmrate.RunOption { return llmrate.WithModels(model) }
-
-	for _, model := range []string{"a", "b"} { // the queue of the head itself, and another
-		scenario(t, "the head gives up, small on "+model, func(t *testing.T) {
-			l := newLimiter(t, cfg())
-			held := acquire(t, l, "large", on("b"))
-			head := raceAcquire(t.Context(), l, "large", on("a"))
-			sleepUntil(65 * time.Second)
-			small := raceAcquire(t.Context(), l, "small", on(model))
-			require.False(t, head.end(t, llmrate.ErrNoCapacity))
-			require.Equal(t, 70*time.Second, head.at)
-			require.True(t, small.end(t))
-			require.LessOrEqual(t, small.at, 70*time.Second, "40 MiB are free and nobody waits for them")
-			held.Release()
-			raceNothingHeld(t, l, "large", 1)
-		})
-		scenario(t, "the head is cancelled, small on "+model, func(t *testing.T) {
-			l := newLimiter(t, cfg())
-			held := acquire(t, l, "large", on("b"))
-			ctx, cancel := context.WithCancel(t.Context())
-			head := raceAcquire(ctx, l, "large", on("a"))
-			sleepUntil(65 * time.Second)
-			small := raceAcquire(t.Context(), l, "small", on(model))
-			cancel()
-			require.False(t, head.end(t, context.Canceled))
-			require.True(t, small.end(t))
-			require.LessOrEqual(t, small.at, 65*time.Second)
-			held.Release()
-			raceNothingHeld(t, l, "large", 1)
-		})
-		for _, holder := range []string{"a", "b"} {
-			scenario(t, fmt.Sprintf("the head gets it, small on %s, from a job on %s", model, holder), func(t *testing.T) {
+	for where := range 8 { // each on either model
+		model := func(bit int) string { return string("ab"[where>>bit&1]) }
+		on := func(bit int) llmrate.RunOption { return llmrate.WithModels(model(bit)) }
+		for name, end := range map[string]func(*raceWaiter, context.CancelFunc, *llmrate.Reservation[string]){
+			"gives up":     func(head *raceWaiter, _ context.CancelFunc, _ *llmrate.Reservation[string]) { <-head.done },
+			"is cancelled": func(_ *raceWaiter, cancel context.CancelFunc, _ *llmrate.Reservation[string]) { cancel() },
+			"gets it":      func(_ *raceWaiter, _ context.CancelFunc, held *llmrate.Reservation[string]) { held.Release() },
+		} {
+			scenario(t, fmt.Sprintf("the head on %s %s, small on %s, the holder on %s", model(0), name, model(1), model(2)), func(t *testing.T) {
 				l := newLimiter(t, cfg())
-				held := acquire(t, l, "large", on(holder))
-				head := raceAcquire(t.Context(), l, "large", on("a"))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				held := acquire(t, l, "other", on(2))
+				head := raceAcquire(ctx, l, "large", on(0))
 				sleepUntil(65 * time.Second)
-				small := raceAcquire(t.Context(), l, "small", on(model))
-				held.Release()
+				small := raceAcquire(t.Context(), l, "small", on(1))
+				require.True(t, small.waits())
+				end(head, cancel, held)
 				<-head.done
-				require.NoError(t, head.err)
-				require.Equal(t, 65*time.Second, head.at)
-				t.Cleanup(head.r.Release)
+				if name == "gets it" {
+					require.NoError(t, head.err)
+					t.Cleanup(head.r.Release)
+				} else {
+					require.Error(t, head.err)
+				}
 				require.True(t, small.end(t))
-				require.LessOrEqual(t, small.at, 65*time.Second, "40 MiB are left beside the head")
+				require.Equal(t, head.at, small.at, "40 MiB are left, and nobody else waits for them")
+				held.Release()
 				head.r.Release()
 				raceNothingHeld(t, l, "large", 1)
 			})
 		}
+	}
+}
+
+// The same for a bucket, which smaller jobs of other types would else keep empty for ever.
+func TestRaceBucketOwedToAHead(t *testing.T) {
+	for name, end := range map[string]func(context.CancelFunc){
+		"cancelled": func(cancel context.CancelFunc) { cancel() },
+		"timed out": func(context.CancelFunc) {}, // at the same time
+		"granted":   nil,
+	} {
+		scenario(t, name, func(t *testing.T) {
+			l := newLimiter(t, config{
+				// MinCapacity overrides the shares, which would else leave something to the large job. In the day "large" has
+				// the most load, so that "late" is served before it.
+				Models: []modelConfig{{
+					ID: "m", Limits: limits{TokensPerMinute: 600, TokensPerDay: 600_000, Refill: llmrate.Continuous}, MinCapacity: 1_000,
+				}},
+				JobTypes: jobTypes{
+					"large": {EstimatedTokens: 300, FixedRatio: true}, "small": {EstimatedTokens: 10, FixedRatio: true},
+					"late": {EstimatedTokens: 10, FixedRatio: true}, "free": {FixedRatio: true},
+				},
+			})
+			patience := 75 * time.Second
+			if end == nil {
+				patience = time.Hour
+			}
+			require.NoError(t, acquire(t, l, "large", llmrate.WithEstimate(tokens(600))).Settle(tokens(600)))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			large := raceAcquire(ctx, l, "large", llmrate.WithMaxWait(patience))
+			for second := range 60 { // all that comes free, 10 a second
+				sleepUntil(time.Duration(second) * time.Second)
+				if r, err := l.TryAcquire(t.Context(), "small"); err == nil {
+					r.Release()
+				}
+			}
+			sleepUntil(70 * time.Second)
+			require.True(t, large.waits())
+			requireFull(t, l, "small")
+			_, ok := l.Available("small")
+			require.False(t, ok, "what is there is not for small jobs")
+			acquire(t, l, "free") // needs nothing of the bucket
+			late := raceAcquire(t.Context(), l, "late", llmrate.WithMaxWait(time.Hour))
+			require.True(t, late.waits())
+			sleepUntil(75*time.Second - 1)
+			require.True(t, late.waits())
+			if end != nil {
+				sleepUntil(75 * time.Second)
+				end(cancel)
+				require.False(t, large.end(t, context.Canceled, llmrate.ErrNoCapacity))
+				require.True(t, late.end(t))
+				require.Equal(t, 75*time.Second, late.at)
+				_, ok := l.Available("small")
+				require.True(t, ok)
+			} else {
+				require.True(t, large.end(t))
+				require.LessOrEqual(t, large.at, 91*time.Second, "a full bucket's time, and half of one to fill")
+				require.True(t, late.end(t))
+				require.LessOrEqual(t, late.at, large.at+time.Second)
+			}
+		})
 	}
 }
 
@@ -1033,6 +1079,40 @@ func (m *hammerMix) call(rng *rand.Rand, allowed ...error) {
 	<-done
 }
 
+// snapshot checks that Stats agrees with itself: it is of one instant.
+func (m *hammerMix) snapshot() {
+	st := m.l.Stats()
+	var memory int64
+	active, waiting := map[string]int64{}, map[string]int64{}
+	for _, j := range st.Jobs {
+		if j.Waiting {
+			waiting[j.Model]++
+		} else {
+			active[j.Model]++
+			memory += map[string]int64{"x": 1, "y": 2}[j.JobType] * mib
+		}
+	}
+	if st.Memory.Used != memory {
+		m.t.Errorf("%d bytes in use, but the jobs hold %d", st.Memory.Used, memory)
+	}
+	for i, id := range []string{"0", "1"} {
+		c := st.Models[id].Concurrency
+		if c.Active > hammerSlots[i] || c.Active != active[id] || c.Waiting != waiting[id] {
+			m.t.Errorf("%s: %+v, but %d run and %d wait", id, c, active[id], waiting[id])
+		}
+		for name, s := range st.Models[id].JobTypes {
+			active[id] -= int64(s.InFlight)
+			waiting[id] -= int64(s.Waiting)
+			if s.InFlight < 0 || s.Waiting < 0 {
+				m.t.Errorf("%s on %s: %+v", name, id, s)
+			}
+		}
+		if active[id] != 0 || waiting[id] != 0 {
+			m.t.Errorf("%s: the job types differ by %d and %d", id, active[id], waiting[id])
+		}
+	}
+}
+
 func (m *hammerMix) check() {
 	m.t.Helper()
 	for i, id := range []string{"0", "1"} {
@@ -1047,12 +1127,7 @@ func TestHammerEverything(t *testing.T) {
 	hammer(t, 10, 150, func(rng *rand.Rand) {
 		switch rng.IntN(8) {
 		case 0:
-			st := m.l.Stats()
-			for i, id := range []string{"0", "1"} {
-				if n := st.Models[id].Concurrency.Active; n > hammerSlots[i] {
-					t.Errorf("%d active on %s", n, id)
-				}
-			}
+			m.snapshot()
 		case 1:
 			_, _ = m.l.Available("x")
 		case 2:
