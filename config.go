@@ -34,7 +34,8 @@ type Config[M ~string] struct {
 	Logger *slog.Logger
 
 	// OnEvent is called for every event, from the goroutine that caused it, outside every lock. It may call the
-	// limiter. It must not block: the job that caused the event waits for it.
+	// limiter. It must not block: the job that caused the event waits for it. If it panics, so does the call that caused
+	// the event, without losing any capacity; a RatiosEvent can come from a timer, where a panic ends the program.
 	OnEvent func(context.Context, Event)
 }
 

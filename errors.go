@@ -30,7 +30,8 @@ var (
 	ErrUnknownModel = errors.New("llmrate: unknown model")
 
 	// ErrUsageUnknown is for a job's function to return when its call has succeeded but did not say what it used, as a
-	// stream that was cut off: the estimate stays charged and Run returns nil. A usage beside it is ignored.
+	// stream that was cut off: the estimate stays charged and Run returns nil. A usage beside it is ignored. Wrapped or
+	// joined with another error it is an error like any other.
 	ErrUsageUnknown = errors.New("llmrate: usage unknown")
 
 	// ErrSettled: the reservation was settled or released before. Nothing was changed.

@@ -285,10 +285,11 @@ func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int,
 		used, known, delegated = v.used, true, v.delegate
 		if err == error(v) {
 			err = v.err
-		} else {
+		}
+		if _, more := errors.AsType[*verdict](err); more {
 			err = &fence{err}
 		}
-	} else if errors.Is(err, ErrUsageUnknown) {
+	} else if err == ErrUsageUnknown { // not errors.Is: what is joined to it must not be lost
 		used, known, err = Usage{}, false, nil
 	}
 	used, bad := c.settle(ctx, a, used, known, err)

@@ -22,6 +22,8 @@ func FuzzMulDiv(f *testing.F) {
 		{math.MaxInt64, 1, math.MaxInt64, 1}, {math.MaxInt64, 1, 0, 1}, {math.MaxInt64, 2, math.MinInt64, 1},
 		{MaxAmount, aMinute, -aMinute + 1, MaxAmount}, {366 * aDay, MaxAmount, 366*aDay - 1, 366 * aDay},
 		{1, math.MaxInt64, math.MinInt64 + 1, 3},
+		{1 << 32, 1<<32 - 1, 1<<32 + 5, 1 << 40}, // a carry out of the low word
+		{1 << 32, 1 << 32, -1, 1 << 40},          // and a borrow
 	} {
 		f.Add(v[0], v[1], v[2], v[3])
 	}
