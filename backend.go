@@ -78,12 +78,3 @@ type SettleParams struct {
 	Used  Amounts // what was used, if known
 	Known bool    // false: keep what was reserved charged
 }
-
-// localMember is the membership of a limiter without a backend: the local gates have decided already.
-type localMember struct{}
-
-func (localMember) Acquire(context.Context, AcquireParams) (AcquireResult, error) {
-	return AcquireResult{Granted: true}, nil
-}
-func (localMember) Settle(SettleParams)         {}
-func (localMember) Leave(context.Context) error { return nil }

@@ -39,7 +39,6 @@ func New[M ~string](ctx context.Context, cfg Config[M]) (*Limiter[M], error) {
 	}
 	c := &core{
 		names:      make(map[string]*jobType, len(cfg.JobTypes)),
-		member:     localMember{},
 		logger:     cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
 		onEvent:    cfg.OnEvent,
 		background: context.WithoutCancel(ctx),
@@ -104,7 +103,8 @@ func newJobType[M ~string](name string, index int, cfg JobType[M], models []Mode
 
 // need is what a job of the type reserves on a model.
 func (t *jobType) need(p *pool) (amounts, error) {
-	need, err := p.amounts(t.estimate)
+	var need amounts
+	err := p.count(t.estimate, &need)
 	if t.total > 0 {
 		need[resourceIndex(Tokens)] = t.total
 	}
@@ -129,7 +129,7 @@ func newPool[M ~string](c *core, index int, cfg ModelConfig[M], ratios []float64
 		for k := range p.dims {
 			windows[k] = p.dims[k].window
 		}
-		p.shares = append(p.shares, share{typ: t, need: need, windows: windows})
+		p.shares = append(p.shares, share{typ: t, need: need, windows: windows, levels: make([]int64, len(windows))})
 	}
 	for i := range p.shares {
 		p.setRatio(&p.shares[i], ratios[i])
@@ -238,29 +238,29 @@ func (l *Limiter[M]) Run(ctx context.Context, jobType string, fn func(context.Co
 	if err != nil {
 		return res, err
 	}
-	j, err := c.newJob(ctx, jobType, opts)
-	if err != nil {
+	var j job
+	if err := c.newJob(ctx, &j, jobType, opts); err != nil {
 		return res, err
 	}
-	var memory struct { // of the common case, in one piece
-		attempt attempt
-		results [1]AttemptResult[M]
-	}
-	m := &memory
-	res.JobID = j.id
-	j.spare = &m.attempt
-	res.Attempts = m.results[:0]
+	first := spareAttempts.Get().(*attempt)
+	res.JobID = c.idOf(&j)
+	j.spare = first
+	res.Attempts = make([]AttemptResult[M], 0, 1)
 	for {
 		a, err := c.place(ctx, &j)
 		res.Waited = j.waited
 		if err != nil {
 			return res, err
 		}
-		ran, delegated := runAttempt(ctx, c, a, len(res.Attempts)+1, fn)
-		res.Attempts = append(res.Attempts, ran)
+		res.Attempts = append(res.Attempts, AttemptResult[M]{})
+		ran := &res.Attempts[len(res.Attempts)-1]
+		delegated := runAttempt(ctx, c, a, len(res.Attempts), ran, fn)
 		res.Model, res.Usage = ran.Model, ran.Usage
 		res.Cost += ran.Cost
 		if ran.Err == nil {
+			if a == first {
+				c.spare(a)
+			}
 			return res, nil
 		}
 		if !delegated {
@@ -271,7 +271,7 @@ func (l *Limiter[M]) Run(ctx context.Context, jobType string, fn func(context.Co
 }
 
 // runAttempt runs fn on a reservation and settles it, however fn ends.
-func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int, fn func(context.Context, Attempt[M]) (Usage, error)) (r AttemptResult[M], delegated bool) {
+func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int, r *AttemptResult[M], fn func(context.Context, Attempt[M]) (Usage, error)) (delegated bool) {
 	settled := false
 	defer func() {
 		if !settled { // fn, or something else of the user's, panicked or ended the goroutine
@@ -280,7 +280,7 @@ func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int,
 	}()
 	c.started(ctx, a)
 	used, err := fn(ctx, Attempt[M]{Model: M(a.pool.name), Number: number, JobID: a.jobID, Estimate: a.estimate})
-	known := err == nil || used != Usage{}
+	known := err == nil || !used.isZero()
 	if v, ok := errors.AsType[*verdict](err); ok {
 		used, known, delegated = v.used, true, v.delegate
 		if err == error(v) {
@@ -299,10 +299,9 @@ func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int,
 		err = errors.Join(bad, err)
 	}
 	settled = true
-	return AttemptResult[M]{
-		Model: M(a.pool.name), Usage: used, UsageKnown: known, Cost: a.pool.pricing.Cost(used),
-		Waited: a.waited, Ran: a.ran, Err: err,
-	}, delegated
+	r.Model, r.Usage, r.UsageKnown, r.Cost = M(a.pool.name), used, known, a.pool.pricing.Cost(used)
+	r.Waited, r.Ran, r.Err = a.waited, a.ran, err
+	return delegated
 }
 
 // Do is Run for a function that returns a value: that of the last model that ran it. It is a function and not a method
@@ -338,9 +337,12 @@ func (l *Limiter[M]) acquire(ctx context.Context, jobType string, noWait bool, o
 	if err != nil {
 		return nil, err
 	}
-	j, err := c.newJob(ctx, jobType, opts)
-	if err != nil {
+	var j job
+	if err := c.newJob(ctx, &j, jobType, opts); err != nil {
 		return nil, err
+	}
+	if c.onEvent != nil {
+		c.idOf(&j)
 	}
 	j.noWait = noWait
 	r := &Reservation[M]{core: c, ctx: ctx}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -18,21 +19,34 @@ type core struct {
 	names   map[string]*jobType
 	memory  *memoryGate
 	ratios  *ratios
-	member  Member
+	member  Member // nil without a backend
 	logger  *slog.Logger
 	onEvent func(context.Context, Event)
 
 	background context.Context // of events that no job caused
 	epoch      time.Time
+	wallDue    atomic.Int64 // monotonic; when to read the wall clock again
+	wallAhead  atomic.Int64 // of the monotonic clock
 	jobPrefix  string
 	jobs       atomic.Uint64
-	left       atomic.Bool // the fleet
+	readers    atomic.Int64 // calls of Stats under way
+	left       atomic.Bool  // the fleet
 }
 
+// now reads the monotonic clock, and once in a while the wall clock too: reading both takes twice as long. A wall clock
+// that is set is noticed wallFresh later.
 func (c *core) now() instant {
-	t := time.Now()
-	return instant{wall: t.UnixNano(), mono: int64(t.Sub(c.epoch))}
+	mono := int64(time.Since(c.epoch))
+	if mono >= c.wallDue.Load() {
+		t := time.Now()
+		mono = int64(t.Sub(c.epoch))
+		c.wallAhead.Store(t.UnixNano() - mono)
+		c.wallDue.Store(mono + wallFresh)
+	}
+	return instant{wall: mono + c.wallAhead.Load(), mono: mono}
 }
+
+const wallFresh = int64(time.Millisecond)
 
 // keepUp does what is due from time to time. Callers hold no lock.
 func (c *core) keepUp(now instant) {
@@ -57,7 +71,8 @@ func (c *core) look(p *pool) {
 // A job is one call of Run or Acquire on its way through the models.
 type job struct {
 	typ      *jobType
-	id       string
+	id       string // as given, or as idOf has made it
+	number   uint64
 	models   []*pool // not tried yet
 	estimate *Usage  // instead of the type's
 	noWait   bool    // TryAcquire
@@ -70,24 +85,49 @@ type job struct {
 	waited    time.Duration
 }
 
-func (c *core) newJob(ctx context.Context, jobType string, opts []RunOption) (job, error) {
+func (c *core) newJob(ctx context.Context, j *job, jobType string, opts []RunOption) error {
 	if ctx == nil {
-		return job{}, &FieldError{Field: "ctx", Problem: "must not be nil"}
+		return &FieldError{Field: "ctx", Problem: "must not be nil"}
 	}
-	j := job{typ: c.names[jobType], models: c.pools}
+	j.typ, j.models = c.jobType(jobType), c.pools
 	if j.typ == nil {
-		return job{}, fmt.Errorf("%w %q; the job types are %s", ErrUnknownJobType, jobType, quoted(c.typeNames()))
+		return fmt.Errorf("%w %q; the job types are %s", ErrUnknownJobType, jobType, quoted(c.typeNames()))
 	}
 	for i := range opts {
-		if err := c.apply(&j, &opts[i]); err != nil {
-			return job{}, err
+		if err := c.apply(j, &opts[i]); err != nil {
+			return err
 		}
 	}
 	if j.id == "" {
-		buf := make([]byte, 0, 48)
-		j.id = string(strconv.AppendUint(append(buf, c.jobPrefix...), c.jobs.Add(1), 10))
+		j.number = c.jobs.Add(1)
 	}
-	return j, nil
+	return nil
+}
+
+// idOf is the job's ID. One that was not given is put into words only when somebody asks: Acquire need not allocate it.
+func (c *core) idOf(j *job) string {
+	if j.id == "" {
+		j.id = c.jobID(j.number)
+	}
+	return j.id
+}
+
+func (c *core) jobID(number uint64) string {
+	buf := make([]byte, 0, 48)
+	return string(strconv.AppendUint(append(buf, c.jobPrefix...), number, 10))
+}
+
+// jobType finds a type by its name: among a few, comparing is quicker than hashing.
+func (c *core) jobType(name string) *jobType {
+	if len(c.types) > 8 {
+		return c.names[name]
+	}
+	for _, t := range c.types {
+		if t.name == name {
+			return t
+		}
+	}
+	return nil
 }
 
 func (c *core) apply(j *job, o *RunOption) error {
@@ -164,37 +204,62 @@ func (j *job) maxWaitOn(p *pool, now instant) time.Duration {
 }
 
 // place finds the next model that has room for the job, waiting as long as it may on each, and reserves there.
+//
+// While a job waits, this frame, those of its callers and that of wait are on its stack, and when it wakes none of them
+// is in the cache any more. What is rare is therefore in functions of its own, to keep these frames small.
 func (c *core) place(ctx context.Context, j *job) (*attempt, error) {
-	a, err := c.firstWithRoom(ctx, j)
-	if err != nil && c.onEvent != nil {
-		c.onEvent(ctx, RefusedEvent{JobType: j.typ.name, JobID: j.id, Waited: j.waited, Err: err})
-	}
-	return a, err
-}
-
-func (c *core) firstWithRoom(ctx context.Context, j *job) (*attempt, error) {
 	for len(j.models) > 0 {
 		if ctx.Err() != nil {
-			return nil, j.fail(context.Cause(ctx))
+			return nil, c.refused(ctx, j, context.Cause(ctx))
 		}
 		p := j.models[0]
 		j.models = j.models[1:]
-		a, err := c.reserve(ctx, j, p)
+		a, queued, err := c.reserve(ctx, j, p)
+		if queued {
+			err = p.wait(ctx, j, a)
+		}
+		if c.member != nil && err == nil && a.state == attemptRunning {
+			a, err = c.confirm(ctx, j, a)
+		}
 		j.waited += a.waited
 		if err != nil {
-			return nil, j.fail(err)
+			return nil, c.refused(ctx, j, err)
 		}
 		if a.state == attemptRunning {
 			return a, nil
 		}
 		if len(j.models) > 0 && c.onEvent != nil {
-			c.onEvent(ctx, EscalatedEvent{Model: p.name, NextModel: j.models[0].name, JobType: j.typ.name, JobID: j.id, Waited: a.waited})
+			c.escalated(ctx, j, a)
 		}
 	}
-	if len(j.shortages) == 0 {
-		return nil, errors.Join(j.causes...)
+	return nil, c.refused(ctx, j, nil)
+}
+
+func (c *core) escalated(ctx context.Context, j *job, a *attempt) {
+	c.onEvent(ctx, EscalatedEvent{Model: a.pool.name, NextModel: j.models[0].name, JobType: j.typ.name, JobID: j.id, Waited: a.waited})
+}
+
+// refused ends a job that has found no place, because of err or, if that is nil, because no model is left.
+func (c *core) refused(ctx context.Context, j *job, err error) error {
+	switch {
+	case err != nil:
+		err = j.fail(err)
+	case len(j.shortages) == 0:
+		err = errors.Join(j.causes...)
+	default:
+		err = j.fail(c.capacityError(j, time.Time{}))
 	}
-	return nil, j.fail(j.capacityError(time.Time{}))
+	if c.onEvent != nil {
+		c.onEvent(ctx, RefusedEvent{JobType: j.typ.name, JobID: j.id, Waited: j.waited, Err: err})
+	}
+	return err
+}
+
+// explain notes why an attempt has found no room.
+func (p *pool) explain(j *job, a *attempt) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	j.shortages = append(j.shortages, p.shortage(a, a.refusal))
 }
 
 // goOn sends a job that a model has delegated on to the next.
@@ -213,8 +278,8 @@ func (j *job) fail(err error) error {
 	return errors.Join(append(j.causes, err)...)
 }
 
-func (j *job) capacityError(deadline time.Time) *CapacityError {
-	e := &CapacityError{JobType: j.typ.name, JobID: j.id, Models: j.shortages, Deadline: deadline}
+func (c *core) capacityError(j *job, deadline time.Time) *CapacityError {
+	e := &CapacityError{JobType: j.typ.name, JobID: c.idOf(j), Models: j.shortages, Deadline: deadline}
 	for _, s := range j.shortages {
 		if !s.RetryAt.IsZero() && (e.RetryAt.IsZero() || s.RetryAt.Before(e.RetryAt)) {
 			e.RetryAt = s.RetryAt
@@ -223,15 +288,16 @@ func (j *job) capacityError(deadline time.Time) *CapacityError {
 	return e
 }
 
-// reserve tries one model. The attempt it returns runs, or else the job's shortages say why not. An error ends the job.
-func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
-	a := j.spare
+// reserve tries one model. The attempt it returns runs, or is queued, or else the job's shortages say why not. An error
+// ends the job.
+func (c *core) reserve(ctx context.Context, j *job, p *pool) (a *attempt, queued bool, err error) {
+	a = j.spare
 	j.spare = nil
 	if a == nil {
 		a = new(attempt)
 	}
 	if err := p.prepare(j, a); err != nil {
-		return a, err
+		return a, false, err
 	}
 	now := c.now()
 	c.keepUp(now)
@@ -240,51 +306,35 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (*attempt, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
-		return a, ErrClosed
+		return a, false, ErrClosed
 	}
 	if short, never := p.tooLarge(a); never {
 		p.mu.Unlock()
 		j.shortages = append(j.shortages, short)
-		return a, nil
+		return a, false, nil
 	}
-	r, ok := p.admit(now, a)
-	var short Shortage
-	if !ok {
-		short = p.shortage(a, r)
-		if a.maxWait > 0 {
-			p.enqueue(a, r)
-			p.arm(now)
-		}
+	switch r, ok := p.admit(now, a); {
+	case ok:
+	case a.maxWait == 0:
+		j.shortages = append(j.shortages, p.shortage(a, r))
+	default:
+		p.enqueue(a, r)
+		p.arm(now)
+		queued = true
 	}
 	p.unlock()
-
-	if !ok && a.maxWait > 0 {
-		var err error
-		if short, err = p.wait(ctx, j, a); err != nil {
-			return a, err
-		}
-	}
-	if a.state == attemptRunning {
-		var err error
-		if a, short, err = c.confirm(ctx, j, a); err != nil {
-			return a, err
-		}
-	}
-	if a.state != attemptRunning {
-		j.shortages = append(j.shortages, short)
-	}
-	return a, nil
+	return a, queued, nil
 }
 
 // confirm gets the backend's consent to what the local gates have granted. Without it the reservation is taken back at
 // once, and the job waits in its old place as long as it still may.
-func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, Shortage, error) {
+func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, error) {
 	p := a.pool
 	for {
 		result, err := c.member.Acquire(ctx, AcquireParams{Model: p.name, Need: a.need.exported()})
 		if err == nil && result.Granted {
 			a.backendGrant = result.Grant
-			return a, Shortage{}, nil
+			return a, nil
 		}
 		p.mu.Lock()
 		now := p.core.now()
@@ -295,13 +345,15 @@ func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, Short
 				err = ErrClosed
 			}
 			p.unlock()
-			return a, short, err
+			if err == nil {
+				j.shortages = append(j.shortages, short)
+			}
+			return a, err
 		}
 		a = p.requeue(now, a, result.RetryAfter)
 		p.unlock()
-		short, err := p.wait(ctx, j, a)
-		if err != nil || a.state != attemptRunning {
-			return a, short, err
+		if err := p.wait(ctx, j, a); err != nil || a.state != attemptRunning {
+			return a, err
 		}
 	}
 }
@@ -309,27 +361,26 @@ func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, Short
 // prepare makes a an attempt of the job on this model.
 func (p *pool) prepare(j *job, a *attempt) error {
 	s := &p.shares[j.typ.index]
-	a.pool, a.share, a.jobID, a.memory = p, s, j.id, j.typ.memory
+	a.pool, a.share, a.jobID, a.number, a.memory = p, s, j.id, j.number, j.typ.memory
 	if j.estimate == nil {
 		a.estimate, a.need = j.typ.estimate, s.need
 		return nil
 	}
-	var err error
 	a.estimate = *j.estimate
-	a.need, err = p.amounts(a.estimate)
-	return err
+	return p.count(a.estimate, &a.need)
 }
 
-// amounts is what a usage counts as on this model.
-func (p *pool) amounts(u Usage) (amounts, error) {
+// count sets n to what a usage counts as on this model.
+func (p *pool) count(u Usage, n *amounts) error {
 	tokens := u.TotalTokens()
 	if p.countTokens != nil {
 		tokens = p.countTokens(u)
 		if problem := amountProblem(tokens); problem != "" {
-			return amounts{}, &FieldError{Field: fmt.Sprintf("CountTokens of model %q", p.name), Problem: problem}
+			return &FieldError{Field: fmt.Sprintf("CountTokens of model %q", p.name), Problem: problem}
 		}
 	}
-	return amounts{u.Requests, tokens, u.InputTokens, u.OutputTokens}, nil
+	n[0], n[1], n[2], n[3] = u.Requests, tokens, u.InputTokens, u.OutputTokens
+	return nil
 }
 
 func (n *amounts) exported() Amounts {
@@ -394,9 +445,38 @@ func (p *pool) hopefulBefore(now instant, a *attempt, end int64) bool {
 	return r.reason == ReasonShare && p.core.ratios.due.Load() < end
 }
 
-// wait blocks until a queued attempt runs, has waited long enough, or its context ends. An error ends the job, and then
-// nothing is held.
-func (p *pool) wait(ctx context.Context, j *job, a *attempt) (Shortage, error) {
+// wait blocks until a queued attempt runs, or has waited long enough: then the job's shortages say why. An error ends the
+// job, and then nothing is held.
+func (p *pool) wait(ctx context.Context, j *job, a *attempt) error {
+	if ctx.Done() != nil || p.core.onEvent != nil {
+		if err := p.beforeWait(ctx, j, a); err != nil {
+			return err
+		}
+	}
+	if a.ownTimer {
+		p.waitOwn(ctx, a)
+	} else {
+		select {
+		case <-a.ready:
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil { // also if it was granted just now: no job starts for a caller who has gone
+		p.giveBack(a)
+		return context.Cause(ctx)
+	}
+	switch a.state { // whoever closed a.ready is done with the attempt: its state needs no lock
+	case attemptRunning:
+		return nil
+	case attemptRefused:
+		return ErrClosed
+	}
+	p.explain(j, a)
+	return nil
+}
+
+// beforeWait calls the user's functions, which may panic, and gives up if there is no hope.
+func (p *pool) beforeWait(ctx context.Context, j *job, a *attempt) error {
 	left := false
 	defer func() {
 		if !left { // the user's CountTokens or OnEvent panicked
@@ -406,48 +486,27 @@ func (p *pool) wait(ctx context.Context, j *job, a *attempt) (Shortage, error) {
 	c := p.core
 	if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
 		left = true
-		p.mu.Lock()
-		j.shortages = append(j.shortages, p.shortage(a, a.refusal))
-		p.mu.Unlock()
-		return Shortage{}, j.capacityError(deadline)
+		p.explain(j, a)
+		return c.capacityError(j, deadline)
 	}
 	if c.onEvent != nil {
 		c.onEvent(ctx, QueuedEvent{Model: p.name, JobType: a.share.typ.name, JobID: a.jobID, MaxWait: a.maxWait})
 	}
 	left = true
+	return nil
+}
 
-	var timeout <-chan time.Time
-	if a.ownTimer {
-		t := time.NewTimer(time.Duration(a.deadline - p.core.now().mono))
-		defer t.Stop()
-		timeout = t.C
-	}
+// waitOwn blocks like wait for an attempt that waits less long than one before it in the queue.
+func (p *pool) waitOwn(ctx context.Context, a *attempt) {
+	t := time.NewTimer(time.Duration(a.deadline - p.core.now().mono))
+	defer t.Stop()
 	select {
-	case <-a.ready: // whoever closed it is done with the attempt: its state needs no lock
-		switch {
-		case ctx.Err() != nil:
-		case a.state == attemptRunning:
-			return Shortage{}, nil
-		case a.state == attemptRefused:
-			return Shortage{}, ErrClosed
-		}
+	case <-a.ready:
 	case <-ctx.Done():
-	case <-timeout:
+	case <-t.C:
 		p.giveUp(a)
+		<-a.ready // closed by giveUp or whoever came first
 	}
-	if ctx.Err() != nil { // also if it was granted just now: no job starts for a caller who has gone
-		p.giveBack(a)
-		return Shortage{}, context.Cause(ctx)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch a.state {
-	case attemptRunning:
-		return Shortage{}, nil
-	case attemptRefused:
-		return Shortage{}, ErrClosed
-	}
-	return p.shortage(a, a.refusal), nil
 }
 
 // giveUp ends the wait of an attempt and reports whether it still waited.
@@ -486,11 +545,10 @@ func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, c
 		if err := used.check("Usage"); err != nil {
 			return used, err
 		}
-		if used.Requests == 0 && used != (Usage{}) {
+		if used.Requests == 0 && !used.isZero() {
 			used.Requests = a.estimate.Requests
 		}
-		var err error
-		if counted, err = p.amounts(used); err != nil {
+		if err := p.count(used, &counted); err != nil {
 			return used, err
 		}
 		charge = &counted
@@ -505,7 +563,9 @@ func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, c
 	p.settle(now, a, charge)
 	p.unlock()
 
-	c.member.Settle(SettleParams{Model: p.name, Grant: a.backendGrant, Need: a.need.exported(), Used: counted.exported(), Known: known})
+	if c.member != nil {
+		c.member.Settle(SettleParams{Model: p.name, Grant: a.backendGrant, Need: a.need.exported(), Used: counted.exported(), Known: known})
+	}
 	if c.ratios.settled() || now.mono >= c.ratios.due.Load() {
 		c.adapt(now)
 	}
@@ -552,6 +612,9 @@ func (c *core) leave(ctx context.Context) error {
 	if !c.left.CompareAndSwap(false, true) {
 		return nil
 	}
+	if c.member == nil {
+		return nil
+	}
 	err := c.member.Leave(ctx)
 	c.left.Store(err == nil)
 	return err
@@ -565,4 +628,16 @@ func (p *pool) limits(resource int) bool {
 		}
 	}
 	return false
+}
+
+// spareAttempts are those of jobs that have ended, for Run to use again.
+var spareAttempts = sync.Pool{New: func() any { return new(attempt) }}
+
+// spare keeps an attempt for another job. Only one that has ended, that never waited, and that nobody can see any more:
+// Stats reads attempts after it has given up the locks, so as long as any call of it is under way, none is used again.
+func (c *core) spare(a *attempt) {
+	if a.ready == nil && c.readers.Load() == 0 {
+		a.state, a.jobID, a.backendGrant = attemptNew, "", nil
+		spareAttempts.Put(a)
+	}
 }

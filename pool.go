@@ -56,6 +56,7 @@ type pool struct {
 	dims    []dimension
 	shares  []share // by job type
 	clock   int64   // to which dims were brought last
+	steady  period  // in which no dimension changes by itself
 	charges uint64  // number of the last charge
 
 	maxConcurrent int64 // 0: not limited
@@ -83,6 +84,8 @@ type share struct {
 	ratio    float64
 	need     amounts  // what a job of the type reserves unless told otherwise
 	windows  []window // what the type has charged in each dimension; brought up to date when looked at
+	levels   []int64  // how much of each dimension it may have charged
+	steady   period   // in which none of windows changes by itself
 	inFlight int64
 	queue    waitQueue
 	skip     bool // in drain: the head of the queue does not fit
@@ -106,7 +109,8 @@ const (
 type attempt struct {
 	pool     *pool
 	share    *share
-	jobID    string
+	jobID    string // or "": see id
+	number   uint64
 	estimate Usage
 	need     amounts
 	memory   int64
@@ -132,6 +136,14 @@ type attempt struct {
 	backendGrant any
 }
 
+// id is the ID of the job.
+func (a *attempt) id() string {
+	if a.jobID == "" {
+		return a.pool.core.jobID(a.number)
+	}
+	return a.jobID
+}
+
 // refusal is why an attempt does not fit. The zero value stands for a queue in front of it.
 type refusal struct {
 	reason  Reason
@@ -148,6 +160,10 @@ const (
 // advance brings all dimensions to now.
 func (p *pool) advance(now int64) {
 	p.clock = now
+	if p.steady.holds(now) {
+		return
+	}
+	p.steady = always
 	for i := range p.dims {
 		if p.dims[i].advance(now, p.charges+1) && p.waiting > 0 {
 			for k := range p.shares {
@@ -156,13 +172,19 @@ func (p *pool) advance(now int64) {
 				}
 			}
 		}
+		p.steady.limit(&p.dims[i].window)
 	}
 }
 
 // advanceShare brings one share to where the dimensions are.
 func (p *pool) advanceShare(s *share) {
+	if s.steady.holds(p.clock) {
+		return
+	}
+	s.steady = always
 	for i := range s.windows {
 		s.windows[i].advance(p.clock, p.charges+1)
+		s.steady.limit(&s.windows[i])
 	}
 }
 
@@ -171,7 +193,9 @@ func (p *pool) advanceShare(s *share) {
 func (p *pool) setRatio(s *share, ratio float64) {
 	p.advanceShare(s)
 	s.ratio = ratio
+	s.steady = period{}
 	for i := range p.dims {
+		s.levels[i] = int64(p.budget(s, i) * (1 + ratioTolerance))
 		if d := &p.dims[i]; d.rate > 0 {
 			stretch := min(maxStretch, math.MaxInt64/2/d.per)
 			s.windows[i].per = d.per * stretch
@@ -195,7 +219,7 @@ func (p *pool) fit(s *share, need *amounts) (refusal, bool) {
 		} else if n == 0 && d.used > d.max { // who reserves nothing may still use some: not before a debt is paid
 			r.later(ReasonLimit, i, d.fallsTo(d.max))
 		} else if n > 0 && w.used > 0 && p.sharesBind() {
-			if level := int64(p.budget(s, i)*(1+ratioTolerance)) - n; w.used > level {
+			if level := s.levels[i] - n; w.used > level {
 				r.later(ReasonShare, i, w.fallsTo(max(level, 0)))
 			}
 		}
@@ -229,15 +253,11 @@ func (p *pool) ratio(s *share) float64 {
 }
 
 // budget is how much of a dimension a job type may have charged: its ratio of all that this process can have in the
-// window, which is what it has charged and what remains. What the type itself has charged counts against it, so
-// nothing counts twice.
+// window, which is what it has charged and what remains of the limit: without a fleet, the limit. What the type itself
+// has charged counts against it, so nothing counts twice.
 func (p *pool) budget(s *share, i int) float64 {
 	d := &p.dims[i]
-	capacity := d.max
-	if d.rate == 0 {
-		capacity = max(d.max, d.used)
-	}
-	return p.bound(p.ratio(s)*float64(capacity), float64(s.need[d.resource]))
+	return p.bound(p.ratio(s)*float64(d.max), float64(s.need[d.resource]))
 }
 
 // concurrencyBudget is how many jobs of the type may run at once; +Inf if nothing limits them.
@@ -453,7 +473,7 @@ func (p *pool) requeue(now instant, a *attempt, hold time.Duration) *attempt {
 	p.release(now, a, &amounts{})
 	p.holdTill = satAdd(now.mono, int64(hold))
 	again := &attempt{
-		pool: p, share: a.share, jobID: a.jobID, estimate: a.estimate, need: a.need, memory: a.memory, maxWait: a.maxWait,
+		pool: p, share: a.share, jobID: a.jobID, number: a.number, estimate: a.estimate, need: a.need, memory: a.memory, maxWait: a.maxWait,
 		queued: a.queued, arrival: a.arrival, deadline: a.deadline, ownTimer: a.ownTimer,
 	}
 	p.enqueue(again, refusal{ReasonBackend, noDim, satAdd(now.wall, int64(hold))})
@@ -701,8 +721,7 @@ func (p *pool) shortage(a *attempt, r refusal) Shortage {
 		s.Resource, s.Per = string(resources[d.resource]), time.Duration(d.per)
 		s.Needed, s.Limit, s.Free = a.need[d.resource], d.max, d.remaining()
 		if r.reason == ReasonShare {
-			budget := p.budget(a.share, r.dim)
-			s.Limit = int64(budget * (1 + ratioTolerance))
+			s.Limit = a.share.levels[r.dim]
 			s.Free = max(s.Limit-a.share.windows[r.dim].used, 0)
 		}
 	}

@@ -31,7 +31,7 @@ func (r *Reservation[M]) JobID() string {
 	if r == nil || r.attempt == nil {
 		return ""
 	}
-	return r.attempt.jobID
+	return r.attempt.id()
 }
 
 // Estimate is what is reserved, as in Attempt.

@@ -74,6 +74,8 @@ func (l *Limiter[M]) Stats() Stats[M] {
 	if err != nil {
 		return Stats[M]{}
 	}
+	c.readers.Add(1)
+	defer c.readers.Add(-1)
 	st := Stats[M]{
 		Models:   make(map[M]ModelStats, len(c.pools)),
 		JobTypes: make(map[string]JobTypeStats, len(c.types)),
@@ -167,7 +169,7 @@ func (p *pool) snapshot(now instant, m *ModelStats, shares []ShareStats) {
 
 func (a *attempt) info(since instant, waiting bool) JobInfo {
 	return JobInfo{
-		JobID: a.jobID, JobType: a.share.typ.name, Model: a.pool.name,
+		JobID: a.id(), JobType: a.share.typ.name, Model: a.pool.name,
 		Waiting: waiting, Since: time.Unix(0, since.wall), Estimate: a.estimate,
 	}
 }

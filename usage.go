@@ -18,8 +18,18 @@ type Usage struct {
 // TotalTokens is what counts as tokens by default: input, cached and output together.
 func (u Usage) TotalTokens() int64 { return u.InputTokens + u.CachedTokens + u.OutputTokens }
 
+// isZero is u == Usage{}, which the compiler makes slower: it goes through memory.
+func (u Usage) isZero() bool { return u.Requests|u.InputTokens|u.CachedTokens|u.OutputTokens == 0 }
+
 // check returns a *FieldError for the first count out of range.
 func (u Usage) check(what string) error {
+	if uint64(u.Requests|u.InputTokens|u.CachedTokens|u.OutputTokens) < MaxAmount {
+		return nil // the usual case at a glance: no bit at or above that of MaxAmount is set
+	}
+	return u.checkEach(what)
+}
+
+func (u Usage) checkEach(what string) error {
 	for _, f := range [...]struct {
 		name  string
 		count int64

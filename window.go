@@ -23,7 +23,7 @@ type window struct {
 	at    int64  // fixed: start of the open window; continuous: when used was brought up to date
 	frac  int64  // continuous: what has drained beyond whole units, in units/per
 	first uint64 // fixed: number of the first charge of the open window
-	lows  []low  // continuous: see refund
+	lows  []low  // continuous: see refundBucket
 }
 
 // low says that the bucket has held at least used whole units ever since the charge numbered from.
@@ -41,6 +41,23 @@ const (
 // clockSlack is how far a clock that goes back stops a bucket's refill. It must be longer than any reading of the clock
 // may be late, or that would refill twice.
 const clockSlack = int64(time.Minute)
+
+// A period goes from one time until before another. The zero value is empty.
+type period struct{ from, until int64 }
+
+var always = period{math.MinInt64, math.MaxInt64}
+
+func (p period) holds(now int64) bool { return p.from <= now && now < p.until }
+
+// limit shortens the period to the time in which the window is what it is now unless something is charged or refunded:
+// until its edge, or not at all for a bucket.
+func (p *period) limit(w *window) {
+	if w.rate > 0 {
+		*p = period{}
+	} else {
+		p.from, p.until = max(p.from, w.at), min(p.until, satAdd(w.at, w.per))
+	}
+}
 
 // advance brings the window to now and reports whether a fixed window was closed and a new one opened. next is the
 // number that the next charge will have.
@@ -125,15 +142,17 @@ func (w *window) resetsAt() int64 {
 	return w.fallsTo(0)
 }
 
-// charge adds n units under the given number. It does not ask whether they fit: an excess must be charged too.
+// charge adds n units, 0 or more, under the given number. It does not ask whether they fit: an excess must be charged
+// too.
 func (w *window) charge(n int64, number uint64) {
-	if n == 0 {
-		return
+	w.used = min(w.used, math.MaxInt64-n) + n
+	if w.rate > 0 && n > 0 {
+		w.noteLow(number)
 	}
-	w.used = satAdd(w.used, n)
-	if w.rate == 0 {
-		return
-	}
+}
+
+// noteLow records what the bucket holds from the charge with the given number on.
+func (w *window) noteLow(number uint64) {
 	k := len(w.lows)
 	if k < fineLows || k < fineLows+coarseLows && w.used-w.lows[k-1].used > w.max/coarseLows {
 		w.lows = append(w.lows, low{number, w.held()})
@@ -148,28 +167,27 @@ func (w *window) held() int64 {
 	return w.used
 }
 
-// refund takes back up to n units of the charge with the given number and reports how many.
-//
-// In a fixed window that is all or nothing: all if the window of the charge is still open.
-//
-// In a bucket a refund must not give back what time has already given back. Had the job been charged n less from the
-// start, the bucket would have run full earlier, and the refill after that moment would have been lost. What would
-// have been lost is exactly the part of n beyond the least that the bucket has held since the charge (the reflection
-// of a queue's workload at zero, Lindley 1952). Without this, a job of 90 unused units that ends after the bucket
-// has refilled would let a burst of nearly twice the bucket through. The least since each charge is kept in lows, in
-// a bounded number of steps; a coarser step only makes the refund smaller.
+// refund takes back up to n units of the charge with the given number and reports how many. In a fixed window that is all
+// or nothing: all if the window of the charge is still open.
 func (w *window) refund(n int64, number uint64) int64 {
-	if n <= 0 {
+	if w.rate > 0 {
+		return w.refundBucket(n, number)
+	}
+	if number < w.first {
 		return 0
 	}
-	if w.rate == 0 {
-		if number < w.first {
-			return 0
-		}
-		n = min(n, w.used)
-		w.used -= n
-		return n
-	}
+	n = max(0, min(n, w.used))
+	w.used -= n
+	return n
+}
+
+// refundBucket must not give back what time has already given back. Had the job been charged n less from the start, the
+// bucket would have run full earlier, and the refill after that moment would have been lost. What would have been lost
+// is exactly the part of n beyond the least that the bucket has held since the charge (the reflection of a queue's
+// workload at zero, Lindley 1952). Without this, a job of 90 unused units that ends after the bucket has refilled would
+// let a burst of nearly twice the bucket through. The least since each charge is kept in lows, in a bounded number of
+// steps; a coarser step only makes the refund smaller.
+func (w *window) refundBucket(n int64, number uint64) int64 {
 	i := len(w.lows) - 1
 	for i >= 0 && w.lows[i].from > number {
 		i--
@@ -177,7 +195,7 @@ func (w *window) refund(n int64, number uint64) int64 {
 	if i < 0 {
 		return 0
 	}
-	n = min(n, w.lows[i].used)
+	n = max(0, min(n, w.lows[i].used))
 	for j := i; j < len(w.lows); j++ {
 		w.lows[j].used -= n
 	}

@@ -655,10 +655,6 @@ func FuzzShares(f *testing.F) {
 			}
 			return b
 		}
-		capacity := limit
-		if dim.rate == 0 {
-			capacity = max(limit, charged)
-		}
 		sum := 0.0
 		for i := range p.shares {
 			sh := &p.shares[i]
@@ -684,11 +680,11 @@ func FuzzShares(f *testing.F) {
 				bounds = append(bounds, bound{new(big.Rat).SetInt64(int64(m.MaxCapacity)), float64(sh.inFlight), 1})
 			}
 			if need > 0 {
-				bounds = append(bounds, bound{exact(ratio, capacity, need), float64(sh.windows[0].used), need})
+				bounds = append(bounds, bound{exact(ratio, limit, need), float64(sh.windows[0].used), need})
 			}
 
 			budget := p.budget(sh, 0)
-			if want, _ := exact(ratio, capacity, need).Float64(); math.Abs(budget-want) > want*1e-12 {
+			if want, _ := exact(ratio, limit, need).Float64(); math.Abs(budget-want) > want*1e-12 {
 				t.Fatalf("type %d: budget %g, want %g", i, budget, want)
 			}
 			sum += budget
@@ -704,7 +700,7 @@ func FuzzShares(f *testing.F) {
 				low = min(low, floorRat(new(big.Rat).Mul(quotient, big.NewRat(1e15-1, 1e15))))
 				high = min(high, floorRat(new(big.Rat).Mul(quotient, big.NewRat(1e15+1, 1e15))))
 			}
-			if need <= limit {
+			if need <= limit && perJob <= cfg.Memory.Limit {
 				low, high = max(low, 1), max(high, 1) // whoever has nothing charged may start one job
 			}
 			if slots < low || slots > high {
@@ -720,8 +716,8 @@ func FuzzShares(f *testing.F) {
 				t.Fatalf("type %d: a load of %g is that of no dimension", i, load)
 			}
 		}
-		if len(p.shares) > 1 && m.MinCapacity == 0 && sum > float64(capacity)*(1+1e-6) {
-			t.Fatalf("the shares sum to %g of %d", sum, capacity)
+		if len(p.shares) > 1 && m.MinCapacity == 0 && sum > float64(limit)*(1+1e-6) {
+			t.Fatalf("the shares sum to %g of %d", sum, limit)
 		}
 	})
 }

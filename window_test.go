@@ -249,6 +249,13 @@ func TestWindowBucketRefund(t *testing.T) {
 			{at: 24 * aSecond, refund: 40, of: 2, used: 0},
 			{at: 24 * aSecond, refund: 40, of: 1, used: 0},
 		}},
+		{"a later refund leaves less for an earlier one", []step{
+			{at: 0, charge: 20, used: 20},
+			{at: 0, charge: 60, used: 80},
+			{at: 24 * aSecond, refund: 40, of: 2, used: 0}, // so that the bucket was full then
+			{at: 24 * aSecond, charge: 50, used: 50},
+			{at: 24 * aSecond, refund: 20, of: 1, used: 50},
+		}},
 		{"twice takes no more than the bucket has held since", []step{
 			{at: 0, charge: 30, used: 30},
 			{at: 0, charge: 50, used: 80},
