@@ -67,7 +67,7 @@ type Amounts struct{ Requests, Tokens, InputTokens, OutputTokens int64 }
 type AcquireResult struct {
 	Granted    bool
 	Grant      any           // if granted: the backend's own note of the windows charged; comes back in SettleParams
-	RetryAfter time.Duration // if not: when to ask again, unless Wake comes before
+	RetryAfter time.Duration // if not: when to ask again, unless Wake comes before; at least a millisecond
 }
 
 // SettleParams is how a reservation ended.

@@ -181,6 +181,105 @@ func TestBackendRefusedWaiterLeavesOnCancelTimeoutAndClose(t *testing.T) {
 	}
 }
 
+// A backend with a script of its own for Acquire.
+type scriptedBackend struct {
+	gateBackend
+	acquire func(call int) (llmrate.AcquireResult, error)
+	calls   int
+	onEnd   func()
+}
+
+func (b *scriptedBackend) Join(context.Context, llmrate.JoinParams) (llmrate.Member, error) {
+	return b, nil
+}
+
+func (b *scriptedBackend) Acquire(context.Context, llmrate.AcquireParams) (llmrate.AcquireResult, error) {
+	b.mu.Lock()
+	b.calls++
+	call := b.calls
+	b.mu.Unlock()
+	return b.acquire(call)
+}
+
+func (b *scriptedBackend) Settle(llmrate.SettleParams) {
+	if b.onEnd != nil {
+		b.onEnd()
+	}
+}
+
+// A job that the backend refuses goes back in front of a head to whom a bucket's refill is owed. That one is no head any
+// more, and may not keep the refill from the job in front of it.
+func TestBackendRefusalInFrontOfAStarvedHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &scriptedBackend{acquire: func(call int) (llmrate.AcquireResult, error) {
+			return llmrate.AcquireResult{Granted: call != 2, RetryAfter: time.Second}, nil
+		}}
+		l, err := llmrate.New(t.Context(), llmrate.Config[string]{
+			Models: []llmrate.ModelConfig[string]{{
+				ID: "m", Limits: llmrate.Limits{TokensPerMinute: 100, Refill: llmrate.Continuous, MaxConcurrent: 1},
+			}},
+			JobTypes: map[string]llmrate.JobType[string]{"job": {EstimatedTokens: 100}},
+			Backend:  b,
+		})
+		require.NoError(t, err)
+		hold, err := l.Acquire(t.Context(), "job")
+		require.NoError(t, err)
+		start := time.Now()
+		var wg sync.WaitGroup
+		var latest atomic.Int64
+		for range 2 {
+			wg.Go(func() {
+				r, err := l.Acquire(t.Context(), "job", llmrate.WithMaxWait(10*time.Minute))
+				require.NoError(t, err)
+				latest.Store(int64(time.Since(start)))
+				require.NoError(t, r.Settle(llmrate.Usage{}))
+			})
+		}
+		time.Sleep(2 * time.Minute)
+		hold.Release()
+		wg.Wait()
+		require.LessOrEqual(t, time.Duration(latest.Load()), 2*time.Minute+10*time.Second)
+		require.NoError(t, l.Close(t.Context()))
+	})
+}
+
+func TestBackendThatAlwaysSaysNowEndsWithMaxWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := fleetLimiter(t, &scriptedBackend{acquire: func(int) (llmrate.AcquireResult, error) { return llmrate.AcquireResult{}, nil }})
+		start := time.Now()
+		_, err := l.Acquire(t.Context(), "chat", llmrate.WithMaxWait(time.Second))
+		require.ErrorIs(t, err, llmrate.ErrNoCapacity)
+		require.Equal(t, time.Second, time.Since(start).Round(10*time.Millisecond))
+		require.NoError(t, l.Close(t.Context()))
+	})
+}
+
+func TestBackendPanicHoldsNothing(t *testing.T) {
+	l := fleetLimiter(t, &scriptedBackend{acquire: func(int) (llmrate.AcquireResult, error) { panic("bug") }})
+	require.PanicsWithValue(t, "bug", func() { _, _ = l.Acquire(t.Context(), "chat") })
+	require.Zero(t, l.Stats().Models["m"].Concurrency.Active)
+	require.Zero(t, l.Stats().Models["m"].TokensPerMinute.Used)
+	require.NoError(t, l.Close(t.Context()))
+}
+
+func TestCloseWaitsUntilTheBackendIsToldOfTheLastJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := false
+		b := &scriptedBackend{acquire: func(int) (llmrate.AcquireResult, error) { return llmrate.AcquireResult{Granted: true}, nil }}
+		b.onEnd = func() {
+			time.Sleep(time.Second)
+			told = true
+		}
+		l := fleetLimiter(t, b)
+		r, err := l.Acquire(t.Context(), "chat")
+		require.NoError(t, err)
+		go r.Release()
+		require.NoError(t, l.Close(t.Context()))
+		require.True(t, told)
+		require.Equal(t, 1, b.left)
+	})
+}
+
 func TestBackendLearnsTheLimitsAsAVector(t *testing.T) {
 	b := &gateBackend{}
 	fleetLimiter(t, b)

@@ -190,6 +190,7 @@ const (
 	DefaultRatioSettlements      = 10
 	defaultWaitAfterMinute       = 5 * time.Second
 	shortestWindow               = time.Millisecond
+	shortestInterval             = time.Millisecond
 	longestWindow                = 366 * 24 * time.Hour
 )
 
@@ -235,6 +236,12 @@ func amountProblem(n int64) string {
 	return ""
 }
 
+func (f *faults) interval(field string, d time.Duration) {
+	if d < 0 || d > 0 && d < shortestInterval {
+		f.add(field, "must be at least %s, or 0 for the default, is %s", shortestInterval, d)
+	}
+}
+
 func (f *faults) fraction(field string, x float64) {
 	if !(x >= 0 && x <= 1) { // also NaN
 		f.add(field, "must be from 0 to 1, is %g", x)
@@ -251,9 +258,7 @@ func (c Config[M]) Validate() error {
 		f.add("Memory.Limit", "must not be negative, is %d; 0 detects it", c.Memory.Limit)
 	}
 	f.fraction("Memory.Share", c.Memory.Share)
-	if c.Memory.RefreshInterval < 0 {
-		f.add("Memory.RefreshInterval", "must not be negative, is %s", c.Memory.RefreshInterval)
-	}
+	f.interval("Memory.RefreshInterval", c.Memory.RefreshInterval)
 	r := c.Ratios.withDefaults()
 	f.fraction("Ratios.HighLoad", r.HighLoad)
 	f.fraction("Ratios.LowLoad", r.LowLoad)
@@ -262,9 +267,7 @@ func (c Config[M]) Validate() error {
 	}
 	f.fraction("Ratios.MaxChange", r.MaxChange)
 	f.fraction("Ratios.MinRatio", r.MinRatio)
-	if r.Interval < 0 {
-		f.add("Ratios.Interval", "must not be negative, is %s", r.Interval)
-	}
+	f.interval("Ratios.Interval", c.Ratios.Interval)
 	if r.Settlements < 0 {
 		f.add("Ratios.Settlements", "must not be negative, is %d", r.Settlements)
 	}

@@ -45,7 +45,7 @@
 //
 // The concurrency slot and the memory come back in every case. The zero Usage, with a nil error or in Settle, Reject and
 // Delegate, means that nothing was used, and refunds everything. If a call succeeds without a report of its usage, return
-// its estimate, Attempt.Estimate; give the job type input and output apart then, if a model limits them apart.
+// [ErrUsageUnknown]: the estimate stays charged, and Run returns nil.
 //
 // # Waiting
 //
@@ -55,7 +55,8 @@
 // share comes first. A job that can never fit a model, because its estimate is above a limit, skips it at once.
 //
 // If the context ends, the job ends with [context.Cause] of it. If its deadline comes before any model can have room, the
-// job fails at once.
+// job fails at once; if only the first can have none by then, and the wait there would outlast the deadline, the job moves
+// on at once.
 //
 // # Shares
 //
@@ -70,8 +71,7 @@
 // Test with [errors.Is] for [ErrNoCapacity], [ErrTooLarge], [ErrClosed], [ErrUnknownJobType], [ErrUnknownModel] and
 // [ErrSettled]. [ErrNoCapacity] and [ErrTooLarge] come as a [*CapacityError], which says what each model lacked and when
 // to try again. An argument or a field that is wrong is a [*FieldError]; [Config.Validate] reports all of them at once.
-// The function's own error comes back as it is; several from
-// Delegate come joined.
+// The function's own error comes back as it is; several from Delegate come joined.
 //
 // # Watching
 //

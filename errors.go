@@ -83,7 +83,10 @@ func (s Shortage) String() string {
 	}
 	amount := func(n int64) string {
 		if s.Resource == "memory" {
-			return strconv.FormatFloat(float64(n)/(1<<20), 'f', -1, 64) + " MiB"
+			if n >= 1<<20 {
+				return strconv.FormatFloat(float64(n)/(1<<20), 'f', 1, 64) + " MiB"
+			}
+			return strconv.FormatInt(n, 10) + " bytes"
 		}
 		return strconv.FormatInt(n, 10)
 	}

@@ -272,13 +272,14 @@ func (l *Limiter[M]) Run(ctx context.Context, jobType string, fn func(context.Co
 
 // runAttempt runs fn on a reservation and settles it, however fn ends.
 func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int, r *AttemptResult[M], fn func(context.Context, Attempt[M]) (Usage, error)) (delegated bool) {
-	settled := false
+	called, settled := false, false
 	defer func() {
 		if !settled { // fn, or something else of the user's, panicked or ended the goroutine
-			_, _ = c.settle(ctx, a, Usage{}, false, nil)
+			_, _ = c.settle(ctx, a, Usage{}, !called, nil)
 		}
 	}()
 	c.started(ctx, a)
+	called = true
 	used, err := fn(ctx, Attempt[M]{Model: M(a.pool.name), Number: number, JobID: a.jobID, Estimate: a.estimate})
 	known := err == nil || !used.isZero()
 	if v, ok := errors.AsType[*verdict](err); ok {
@@ -354,8 +355,8 @@ func (l *Limiter[M]) acquire(ctx context.Context, jobType string, noWait bool, o
 	r.attempt = a
 	done := false
 	defer func() {
-		if !done {
-			r.Release()
+		if !done { // OnEvent panicked
+			_ = r.Settle(Usage{})
 		}
 	}()
 	c.started(ctx, a)
@@ -379,8 +380,8 @@ func (l *Limiter[M]) Available(jobType string) (M, bool) {
 	return "", false
 }
 
-// Close stops admitting jobs, wakes those that wait with ErrClosed, waits until no job runs any more, and leaves the
-// backend. If ctx ends first, Close returns its cause; running jobs go on and still settle, and Close may be called
+// Close stops admitting jobs, wakes those that wait with ErrClosed, waits until no job runs any more and its last event
+// is told, and leaves the backend. If ctx ends first, Close returns its cause; running jobs go on and still settle, and Close may be called
 // again to wait for them. Further calls do no harm. Do not call it from within a job: it would wait for itself.
 func (l *Limiter[M]) Close(ctx context.Context) error {
 	c, err := l.ready()
@@ -405,7 +406,17 @@ func (l *Limiter[M]) Close(ctx context.Context) error {
 			}
 		}
 	}
-	return c.leave(ctx)
+	told := make(chan struct{})
+	go func() {
+		c.ending.Wait()
+		close(told)
+	}()
+	select {
+	case <-told:
+		return c.leave(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (l *Limiter[M]) ready() (*core, error) {

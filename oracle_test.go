@@ -267,6 +267,8 @@ func (o *oracle) event(_ context.Context, e llmrate.Event) {
 			r.ratios = append(r.ratios, e.Ratios[t.name])
 		}
 		o.ratios = append(o.ratios, r)
+	case llmrate.EscalatedEvent:
+		o.movedOn(e)
 	case llmrate.OverageEvent:
 		o.overages[e]--
 	case llmrate.StartedEvent:
@@ -342,6 +344,25 @@ func (o *oracle) visitNext(j *oracleJob, at int64) {
 func (o *oracle) moveOn(j *oracleJob, now int64, atRest bool) {
 	for !j.running && j.visit != nil && (j.visit.deadline < now || atRest && j.visit.deadline == now) {
 		o.expire(j)
+	}
+}
+
+// movedOn takes a job on that did not wait for a model at all, which is right only if the end of its context would come
+// before that of the wait.
+func (o *oracle) movedOn(e llmrate.EscalatedEvent) {
+	now := time.Now().UnixNano()
+	for _, j := range o.jobs {
+		v := j.visit
+		if j.id != e.JobID || j.done || j.running || e.Delegated || v == nil || v.model.id != e.Model || v.deadline <= now {
+			continue
+		}
+		if deadline, has := j.ctx.Deadline(); !has || v.at != now || v.deadline < deadline.UnixNano() {
+			o.faultf("%s leaves %s, where it may wait until %s", j.id, e.Model, clock(v.deadline))
+		}
+		v.left = now
+		v.model.canceled = append(v.model.canceled, now)
+		o.counts.escalations++
+		o.visitNext(j, now)
 	}
 }
 

@@ -29,8 +29,9 @@ type core struct {
 	wallAhead  atomic.Int64 // of the monotonic clock
 	jobPrefix  string
 	jobs       atomic.Uint64
-	readers    atomic.Int64 // calls of Stats under way
-	left       atomic.Bool  // the fleet
+	readers    atomic.Int64   // calls of Stats under way
+	ending     sync.WaitGroup // settlements that still have the backend or OnEvent to tell
+	left       atomic.Bool    // the fleet
 }
 
 // now reads the monotonic clock, and once in a while the wall clock too: reading both takes twice as long. A wall clock
@@ -331,23 +332,23 @@ func (c *core) reserve(ctx context.Context, j *job, p *pool) (a *attempt, queued
 func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, error) {
 	p := a.pool
 	for {
-		result, err := c.member.Acquire(ctx, AcquireParams{Model: p.name, Need: a.need.exported()})
+		result, err := c.ask(ctx, a)
 		if err == nil && result.Granted {
 			a.backendGrant = result.Grant
 			return a, nil
 		}
 		p.mu.Lock()
 		now := p.core.now()
-		if err != nil || a.maxWait == 0 || p.closed {
+		if err != nil || now.mono >= a.deadline || p.closed {
 			p.settle(now, a, &amounts{})
-			short := p.shortage(a, refusal{ReasonBackend, noDim, satAdd(now.wall, int64(result.RetryAfter))})
 			if err == nil && p.closed {
 				err = ErrClosed
 			}
-			p.unlock()
 			if err == nil {
-				j.shortages = append(j.shortages, short)
+				retryAt := satAdd(now.wall, int64(result.RetryAfter))
+				j.shortages = append(j.shortages, p.shortage(a, refusal{ReasonBackend, noDim, retryAt}))
 			}
+			p.unlock()
 			return a, err
 		}
 		a = p.requeue(now, a, result.RetryAfter)
@@ -356,6 +357,18 @@ func (c *core) confirm(ctx context.Context, j *job, a *attempt) (*attempt, error
 			return a, err
 		}
 	}
+}
+
+func (c *core) ask(ctx context.Context, a *attempt) (AcquireResult, error) {
+	answered := false
+	defer func() {
+		if !answered { // the backend panicked
+			a.pool.giveBack(a)
+		}
+	}()
+	result, err := c.member.Acquire(ctx, AcquireParams{Model: a.pool.name, Need: a.need.exported()})
+	answered = true
+	return result, err
 }
 
 // prepare makes a an attempt of the job on this model.
@@ -403,46 +416,50 @@ func (p *pool) tooLarge(a *attempt) (Shortage, bool) {
 	}, true
 }
 
-// hopeless reports whether neither p nor the models after it can have room before the context's deadline: time alone
-// makes none by then, and nothing runs there that could end earlier or use less than it reserved.
-func (c *core) hopeless(j *job, p *pool, deadline time.Time) bool {
+// outlook is what a job whose context has a deadline can expect of the model it queues for.
+type outlook int
+
+const (
+	outlookOpen   outlook = iota // there may be room in time, here or on a later model after the longest wait here
+	outlookNext                  // not here, and the wait would outlast the deadline, but on a later model
+	outlookFutile                // no model can have room before the deadline
+)
+
+// outlook looks at p and the models after it. One can have room before the deadline if time alone makes room by then, or
+// if something runs there that could end earlier or use less than it reserved.
+func (c *core) outlook(j *job, p *pool, deadline time.Time) outlook {
 	now := c.now()
 	end := satAdd(now.mono, int64(time.Until(deadline)))
-	reached := now.mono
-	for i := -1; i < len(j.models); i++ {
-		if i >= 0 {
-			p = j.models[i]
-		}
-		if reached >= end {
-			return true
-		}
-		var a attempt
-		if p.prepare(j, &a) != nil {
-			return false
-		}
-		if _, never := p.tooLarge(&a); never {
-			continue
-		}
-		if p.hopefulBefore(now, &a, end) {
-			return false
-		}
-		reached = satAdd(reached, int64(j.maxWaitOn(p, now.later(reached))))
+	if p.hopefulBefore(now, j, end) {
+		return outlookOpen
 	}
-	return true
+	for _, later := range j.models {
+		if later.hopefulBefore(now, j, end) {
+			if satAdd(now.mono, int64(j.maxWaitOn(p, now))) < end {
+				return outlookOpen
+			}
+			return outlookNext
+		}
+	}
+	return outlookFutile
 }
 
-func (p *pool) hopefulBefore(now instant, a *attempt, end int64) bool {
+func (p *pool) hopefulBefore(now instant, j *job, end int64) bool {
+	var a attempt
+	if p.prepare(j, &a) != nil {
+		return true // reserve will say what is wrong
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if _, never := p.tooLarge(&a); never {
+		return false
+	}
 	if p.inFlight > 0 {
 		return true
 	}
 	p.advance(now.wall)
 	r, ok := p.fit(a.share, &a.need)
-	if ok || now.after(r.retryAt) < end {
-		return true
-	}
-	return r.reason == ReasonShare && p.core.ratios.due.Load() < end
+	return ok || now.after(r.retryAt) < end || r.reason == ReasonShare && p.core.ratios.adaptive
 }
 
 // wait blocks until a queued attempt runs, or has waited long enough: then the job's shortages say why. An error ends the
@@ -484,10 +501,12 @@ func (p *pool) beforeWait(ctx context.Context, j *job, a *attempt) error {
 		}
 	}()
 	c := p.core
-	if deadline, has := ctx.Deadline(); has && c.hopeless(j, p, deadline) && p.giveUp(a) {
-		left = true
-		p.explain(j, a)
-		return c.capacityError(j, deadline)
+	if deadline, has := ctx.Deadline(); has {
+		if o := c.outlook(j, p, deadline); o != outlookOpen && p.giveUp(a) && o == outlookFutile {
+			left = true
+			p.explain(j, a)
+			return c.capacityError(j, deadline)
+		}
 	}
 	if c.onEvent != nil {
 		c.onEvent(ctx, QueuedEvent{Model: p.name, JobType: a.share.typ.name, JobID: a.jobID, MaxWait: a.maxWait})
@@ -552,6 +571,10 @@ func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, c
 			return used, err
 		}
 		charge = &counted
+	}
+	if c.member != nil || c.onEvent != nil {
+		c.ending.Add(1)
+		defer c.ending.Done()
 	}
 	now := c.now()
 	p.mu.Lock()

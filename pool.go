@@ -15,6 +15,9 @@ type instant struct {
 
 // after is the monotonic time at which the wall clock, if it runs evenly, will show wall.
 func (now instant) after(wall int64) int64 {
+	if wall == math.MaxInt64 {
+		return wall // never
+	}
 	if wall <= now.wall {
 		return now.mono
 	}
@@ -165,11 +168,17 @@ func (p *pool) advance(now int64) {
 	}
 	p.steady = always
 	for i := range p.dims {
+		before := p.dims[i].at
 		if p.dims[i].advance(now, p.charges+1) && p.waiting > 0 {
 			for k := range p.shares {
 				if h := p.shares[k].queue.head; h != nil && h.refusal.reason == ReasonLimit && h.refusal.dim == i {
 					h.starved = true
 				}
+			}
+		}
+		if p.dims[i].at < before { // the clock went far back: the shares must not stay ahead
+			for k := range p.shares {
+				p.advanceShare(&p.shares[k])
 			}
 		}
 		p.steady.limit(&p.dims[i].window)
@@ -471,10 +480,16 @@ func (p *pool) enqueue(a *attempt, r refusal) {
 // puts the job back in its place. The attempt that now waits is a new one: others may still be reading the old.
 func (p *pool) requeue(now instant, a *attempt, hold time.Duration) *attempt {
 	p.release(now, a, &amounts{})
+	hold = max(hold, time.Millisecond) // or it would be granted again at once
 	p.holdTill = satAdd(now.mono, int64(hold))
+	if h := a.share.queue.head; h != nil { // it stands behind again, and only heads may claim anything
+		p.dropClaim(h)
+		p.lookAt(p.core.memory.leave(h))
+	}
 	again := &attempt{
 		pool: p, share: a.share, jobID: a.jobID, number: a.number, estimate: a.estimate, need: a.need, memory: a.memory, maxWait: a.maxWait,
 		queued: a.queued, arrival: a.arrival, deadline: a.deadline, ownTimer: a.ownTimer,
+		starved: a.starved,
 	}
 	p.enqueue(again, refusal{ReasonBackend, noDim, satAdd(now.wall, int64(hold))})
 	p.drain(now)
@@ -604,13 +619,14 @@ func (p *pool) turnAway(now instant, a *attempt, state attemptState) {
 
 // arm sets the timer to the next moment at which time alone may change something for a head of a queue.
 func (p *pool) arm(now instant) {
-	next := int64(math.MaxInt64)
+	next, watchClock := int64(math.MaxInt64), false
 	for i := range p.shares {
 		h := p.shares[i].queue.head
 		if h == nil {
 			continue
 		}
 		next = min(next, h.deadline, now.after(h.refusal.retryAt))
+		watchClock = watchClock || h.refusal.retryAt != math.MaxInt64
 		if claim := p.claimTime(h); claim > now.mono {
 			next = min(next, claim)
 		}
@@ -620,6 +636,9 @@ func (p *pool) arm(now instant) {
 		case ReasonShare:
 			next = min(next, p.core.ratios.due.Load())
 		}
+	}
+	if watchClock { // the timer does not see the wall clock jump
+		next = min(next, satAdd(now.mono, clockSlack))
 	}
 	switch {
 	case next == math.MaxInt64:

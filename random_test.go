@@ -191,16 +191,8 @@ func newRandomWorld(t *testing.T, seed uint64, logs bool) *randomWorld {
 		time.Sleep(w.duration(day))
 	}
 	w.o = newOracle(t.Context(), w.cfg)
-	flexible := 0
-	for _, jt := range w.cfg.JobTypes {
-		if !jt.FixedRatio {
-			flexible++
-		}
-	}
-	if flexible > 1 || w.chance(0.7) {
-		w.cfg.OnEvent = w.o.event
-		w.o.cfg.OnEvent = w.o.event
-	}
+	w.cfg.OnEvent = w.o.event
+	w.o.cfg.OnEvent = w.o.event
 	w.logf("%+v", w.cfg)
 	l, err := llmrate.New(t.Context(), w.cfg)
 	require.NoError(t, err)

@@ -1,6 +1,7 @@
 package llmrate
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,5 +53,36 @@ func TestTimerLateFiringLeavesNoneArmed(t *testing.T) {
 		if n := ArmedTimers(l); n != 0 {
 			t.Errorf("%d timers are armed and nobody waits", n)
 		}
+	})
+}
+
+// A waiter whom only another job can release needs no timer. One set for the end of time would keep a test in virtual
+// time from ever being found to be stuck, and would fire over and over once it is reached.
+func TestTimerNoneForNever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := New(t.Context(), Config[string]{
+			Models:   []ModelConfig[string]{{ID: "m", Limits: Limits{MaxConcurrent: 1}}},
+			JobTypes: map[string]JobType[string]{"job": {}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, err := l.TryAcquire(t.Context(), "job")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			r, err := l.Acquire(t.Context(), "job", WithMaxWait(math.MaxInt64))
+			if err != nil {
+				t.Error(err)
+			}
+			r.Release()
+		}()
+		synctest.Wait()
+		if n := ArmedTimers(l); n != 0 {
+			t.Errorf("%d timers are armed for a waiter whom no time can help", n)
+		}
+		held.Release()
+		synctest.Wait()
 	})
 }

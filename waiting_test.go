@@ -608,13 +608,34 @@ func TestWaiting6_14DeadlineBeforeTheNextPossibleStart(t *testing.T) {
 		require.Equal(t, "b", res.Model)
 		require.Equal(t, 7*time.Second, elapsed())
 	})
-	scenario(t, "the next model comes too late", func(t *testing.T) { // it is free, but the wait for the first is too long
+	scenario(t, "the wait for the first would outlast the deadline, the next is free", func(t *testing.T) {
 		l := newLimiter(t, twoModels(limits{TokensPerMinute: 10_000}))
 		full(t, l, "a")
-		_, err := l.Run(within(t, 10*time.Second), "job", job(0, usage{}), llmrate.WithMaxWait(10*time.Second))
-		require.ErrorIs(t, err, llmrate.ErrNoCapacity)
-		require.ErrorIs(t, err, context.DeadlineExceeded)
+		res, err := l.Run(within(t, 10*time.Second), "job", job(0, usage{}), llmrate.WithMaxWait(10*time.Second))
+		require.NoError(t, err)
+		require.Equal(t, "b", res.Model)
 		require.Zero(t, elapsed())
+	})
+	scenario(t, "a cycle of adaptation after settlements elsewhere could make room in time", func(t *testing.T) {
+		l := newLimiter(t, config{
+			Models: []modelConfig{{ID: "a", Limits: limits{TokensPerMinute: 10_000}}, {ID: "b"}},
+			JobTypes: jobTypes{
+				"job": {EstimatedTokens: 5_000, Ratio: 0.5}, "other": {EstimatedTokens: 5_000, Ratio: 0.5},
+			},
+			Ratios: llmrate.RatioConfig{Interval: time.Hour, Settlements: 10, MaxChange: 0.5},
+		})
+		require.NoError(t, acquire(t, l, "job", llmrate.WithModels("a")).Settle(tokens(5_000)))
+		time.AfterFunc(time.Second, func() {
+			for range 10 {
+				r, err := l.Acquire(t.Context(), "other", llmrate.WithModels("b"))
+				if err == nil {
+					_ = r.Settle(usage{})
+				}
+			}
+		})
+		_, err := l.Run(within(t, 30*time.Second), "job", job(0, usage{}), llmrate.WithModels("a"), llmrate.WithEstimate(tokens(4_000)))
+		require.NoError(t, err)
+		require.Equal(t, time.Second, elapsed())
 	})
 	scenario(t, "the next model never fits", func(t *testing.T) {
 		l := newLimiter(t, twoModels(limits{TokensPerMinute: 9_999}))
