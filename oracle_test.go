@@ -352,8 +352,15 @@ func (o *oracle) moveOn(j *oracleJob, now int64, atRest bool) {
 func (o *oracle) movedOn(e llmrate.EscalatedEvent) {
 	now := time.Now().UnixNano()
 	for _, j := range o.jobs {
+		if j.id != e.JobID || j.done || j.running || e.Delegated {
+			continue
+		}
+		left := slices.IndexFunc(j.models, func(m *oracleModel) bool { return m.id == e.Model })
+		for j.visit != nil && slices.Index(j.models, j.visit.model) < left && j.visit.deadline == now {
+			o.expire(j)
+		}
 		v := j.visit
-		if j.id != e.JobID || j.done || j.running || e.Delegated || v == nil || v.model.id != e.Model || v.deadline <= now {
+		if v == nil || v.model.id != e.Model || v.deadline <= now {
 			continue
 		}
 		if deadline, has := j.ctx.Deadline(); !has || v.at != now || v.deadline < deadline.UnixNano() {
