@@ -57,16 +57,19 @@ func initialRatios(configured []float64) []float64 {
 // low load, but keeps at least minRatio; those above the high load share that equally. No ratio changes by more than
 // maxChange, and the sum stays what it was. It reports whether anything changed.
 func rebalance(ratios, loads []float64, types []*jobType, cfg RatioConfig) (next []float64, changed bool) {
-	give := make([]float64, len(ratios))
+	gives := func(i int) float64 {
+		if types[i].fixed || loads[i] >= cfg.LowLoad {
+			return 0
+		}
+		keep := max(cfg.MinRatio, ratios[i]*loads[i]/cfg.LowLoad)
+		return max(0, min(cfg.MaxChange, ratios[i]-keep))
+	}
+	receives := func(i int) bool { return !types[i].fixed && loads[i] > cfg.HighLoad }
+
 	given, receivers := 0.0, 0
-	for i, t := range types {
-		switch {
-		case t.fixed:
-		case loads[i] < cfg.LowLoad:
-			keep := max(cfg.MinRatio, ratios[i]*loads[i]/cfg.LowLoad)
-			give[i] = max(0, min(cfg.MaxChange, ratios[i]-keep))
-			given += give[i]
-		case loads[i] > cfg.HighLoad:
+	for i := range types {
+		given += gives(i)
+		if receives(i) {
 			receivers++
 		}
 	}
@@ -75,9 +78,9 @@ func rebalance(ratios, loads []float64, types []*jobType, cfg RatioConfig) (next
 	}
 	taken := min(given, cfg.MaxChange*float64(receivers))
 	next = make([]float64, len(ratios))
-	for i, t := range types {
-		next[i] = ratios[i] - give[i]*taken/given
-		if !t.fixed && loads[i] > cfg.HighLoad {
+	for i := range types {
+		next[i] = ratios[i] - gives(i)*taken/given
+		if receives(i) {
 			next[i] = ratios[i] + taken/float64(receivers)
 		}
 	}
@@ -92,12 +95,13 @@ type ratios struct {
 	cfg      RatioConfig
 	adaptive bool // two or more types are flexible: there is something to adapt
 
-	due         atomic.Int64 // next cycle, on the monotonic clock; math.MaxInt64 if never
-	settlements atomic.Int64
+	due  atomic.Int64 // next cycle, on the monotonic clock; math.MaxInt64 if never
+	left atomic.Int64 // settlements to the next cycle
 
 	mu      sync.Mutex
 	initial []float64
 	current []float64
+	loads   []float64 // of a cycle under way
 }
 
 func newRatios(cfg RatioConfig, types []*jobType, initial []float64, now instant) *ratios {
@@ -107,8 +111,9 @@ func newRatios(cfg RatioConfig, types []*jobType, initial []float64, now instant
 			flexible++
 		}
 	}
-	r := &ratios{cfg: cfg, adaptive: flexible > 1, initial: initial, current: initial}
+	r := &ratios{cfg: cfg, adaptive: flexible > 1, initial: initial, current: initial, loads: make([]float64, len(types))}
 	r.due.Store(math.MaxInt64)
+	r.left.Store(int64(cfg.Settlements))
 	if r.adaptive {
 		r.due.Store(satAdd(now.mono, int64(cfg.Interval)))
 	}
@@ -117,7 +122,11 @@ func newRatios(cfg RatioConfig, types []*jobType, initial []float64, now instant
 
 // settled counts a settlement and reports whether it is the one that begins a cycle.
 func (r *ratios) settled() bool {
-	return r.adaptive && r.settlements.Add(1)%int64(r.cfg.Settlements) == 0
+	if !r.adaptive || r.left.Add(-1) != 0 {
+		return false
+	}
+	r.left.Add(int64(r.cfg.Settlements))
+	return true
 }
 
 // adapt runs a cycle of adaptation over all models. Callers hold no lock.
@@ -127,7 +136,8 @@ func (c *core) adapt(now instant) {
 		return // somebody else is at it
 	}
 	r.due.Store(satAdd(now.mono, int64(r.cfg.Interval)))
-	loads := make([]float64, len(c.types))
+	loads := r.loads
+	clear(loads)
 	for _, p := range c.pools {
 		p.mu.Lock()
 		p.advance(now.wall)

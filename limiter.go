@@ -282,16 +282,18 @@ func runAttempt[M ~string](ctx context.Context, c *core, a *attempt, number int,
 	called = true
 	used, err := fn(ctx, Attempt[M]{Model: M(a.pool.name), Number: number, JobID: a.jobID, Estimate: a.estimate})
 	known := err == nil || !used.isZero()
-	if v, ok := errors.AsType[*verdict](err); ok {
-		used, known, delegated = v.used, true, v.delegate
-		if err == error(v) {
-			err = v.err
+	if err != nil {
+		if v, ok := errors.AsType[*verdict](err); ok {
+			used, known, delegated = v.used, true, v.delegate
+			if err == error(v) {
+				err = v.err
+			}
+			if _, more := errors.AsType[*verdict](err); more {
+				err = &fence{err}
+			}
+		} else if err == ErrUsageUnknown { // not errors.Is: what is joined to it must not be lost
+			used, known, err = Usage{}, false, nil
 		}
-		if _, more := errors.AsType[*verdict](err); more {
-			err = &fence{err}
-		}
-	} else if err == ErrUsageUnknown { // not errors.Is: what is joined to it must not be lost
-		used, known, err = Usage{}, false, nil
 	}
 	used, bad := c.settle(ctx, a, used, known, err)
 	if bad != nil {

@@ -680,7 +680,9 @@ func (p *pool) lookAt(models []int) { p.wake = append(p.wake, models...) }
 // unlock gives up the lock and then lets in the waiters for whom the holder has made room elsewhere.
 func (p *pool) unlock() {
 	wake := p.wake
-	p.wake = nil
+	if wake != nil {
+		p.wake = nil
+	}
 	p.mu.Unlock()
 	for _, i := range wake {
 		p.core.look(p.core.pools[i])
