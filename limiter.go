@@ -408,17 +408,7 @@ func (l *Limiter[M]) Close(ctx context.Context) error {
 			}
 		}
 	}
-	told := make(chan struct{})
-	go func() {
-		c.ending.Wait()
-		close(told)
-	}()
-	select {
-	case <-told:
-		return c.leave(ctx)
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return c.leave(ctx)
 }
 
 func (l *Limiter[M]) ready() (*core, error) {

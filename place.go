@@ -29,9 +29,8 @@ type core struct {
 	wallAhead  atomic.Int64 // of the monotonic clock
 	jobPrefix  string
 	jobs       atomic.Uint64
-	readers    atomic.Int64   // calls of Stats under way
-	ending     sync.WaitGroup // settlements that still have the backend or OnEvent to tell
-	left       atomic.Bool    // the fleet
+	readers    atomic.Int64 // calls of Stats under way
+	left       atomic.Bool  // the fleet
 }
 
 // now reads the monotonic clock, and once in a while the wall clock too: reading both takes twice as long. A wall clock
@@ -502,8 +501,11 @@ func (p *pool) beforeWait(ctx context.Context, j *job, a *attempt) error {
 	}()
 	c := p.core
 	if deadline, has := ctx.Deadline(); has {
-		if o := c.outlook(j, p, deadline); o != outlookOpen && p.giveUp(a) && o == outlookFutile {
+		if o := c.outlook(j, p, deadline); o != outlookOpen && p.giveUp(a) {
 			left = true
+			if o == outlookNext {
+				return nil // wait finds it turned away
+			}
 			p.explain(j, a)
 			return c.capacityError(j, deadline)
 		}
@@ -572,10 +574,6 @@ func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, c
 		}
 		charge = &counted
 	}
-	if c.member != nil || c.onEvent != nil {
-		c.ending.Add(1)
-		defer c.ending.Done()
-	}
 	now := c.now()
 	p.mu.Lock()
 	if a.state != attemptRunning {
@@ -583,6 +581,10 @@ func (c *core) settle(ctx context.Context, a *attempt, used Usage, known bool, c
 		return used, ErrSettled
 	}
 	a.ran = time.Duration(now.mono - a.started.mono)
+	if c.member != nil || c.onEvent != nil {
+		p.ending++
+		defer p.ended()
+	}
 	p.settle(now, a, charge)
 	p.unlock()
 

@@ -77,7 +77,8 @@ type pool struct {
 
 	running, queued []*attempt // in no order, for Stats
 	closed          bool
-	idle            chan struct{} // after close: closed when nothing runs any more
+	ending          int           // settlements of which the backend or OnEvent is still to be told
+	idle            chan struct{} // after close: closed when nothing runs or ends any more
 }
 
 // A share is one job type's part of one model, kept in units of each dimension rather than in slots, so that jobs of
@@ -434,10 +435,23 @@ func (p *pool) release(now instant, a *attempt, used *amounts) {
 	a.state = attemptSettled
 	p.running = forget(p.running, a)
 	p.lookAt(p.core.memory.release(a))
-	if p.idle != nil && p.inFlight == 0 {
+	p.signalIdle()
+}
+
+// signalIdle tells Close when the last job has ended and everybody knows of it.
+func (p *pool) signalIdle() {
+	if p.idle != nil && p.inFlight == 0 && p.ending == 0 {
 		close(p.idle)
 		p.idle = nil
 	}
+}
+
+// ended is called when the backend and OnEvent have been told of a job's end.
+func (p *pool) ended() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ending--
+	p.signalIdle()
 }
 
 // settle ends a running attempt and lets in whoever fits now.
@@ -709,7 +723,7 @@ func (p *pool) close() <-chan struct{} {
 		}
 	}
 	p.stopTimer()
-	if p.inFlight == 0 {
+	if p.inFlight == 0 && p.ending == 0 {
 		done := make(chan struct{})
 		close(done)
 		return done
