@@ -27,11 +27,6 @@ func (now instant) after(wall int64) int64 {
 	return satAdd(now.mono, wall-now.wall)
 }
 
-// later is now at a later monotonic time, if the wall clock runs evenly.
-func (now instant) later(mono int64) instant {
-	return instant{wall: satAdd(now.wall, mono-now.mono), mono: mono}
-}
-
 // A dimension is one windowed limit of a model. A model's limits are a vector of dimensions and its concurrency.
 type dimension struct {
 	window
