@@ -70,7 +70,7 @@ type pool struct {
 	wake     []int       // models to look at once this one is unlocked
 	claim    *attempt    // a head that has waited for a bucket so long that what refills is kept for it
 
-	running, queued []*attempt // in no order, for Stats
+	running, queued attemptList // for Stats
 	closed          bool
 	ending          int           // settlements of which the backend or OnEvent is still to be told
 	idle            chan struct{} // after close: closed when nothing runs or ends any more
@@ -384,7 +384,7 @@ func (p *pool) grant(now instant, a *attempt) {
 	}
 	a.started = now
 	a.state = attemptRunning
-	p.running, a.slot = append(p.running, a), len(p.running)
+	p.running.add(a)
 }
 
 // admit starts a new attempt if there is room for it now and nobody of its job type waits.
@@ -428,7 +428,7 @@ func (p *pool) release(now instant, a *attempt, used *amounts) {
 	p.inFlight--
 	s.inFlight--
 	a.state = attemptSettled
-	p.running = forget(p.running, a)
+	p.running.remove(a)
 	p.lookAt(p.core.memory.release(a))
 	p.signalIdle()
 }
@@ -480,7 +480,7 @@ func (p *pool) enqueue(a *attempt, r refusal) {
 	a.refusal = r
 	a.ready = make(chan struct{})
 	a.state = attemptQueued
-	p.queued, a.slot = append(p.queued, a), len(p.queued)
+	p.queued.add(a)
 	p.waiting++
 	a.share.queue.insert(a)
 }
@@ -508,7 +508,7 @@ func (p *pool) requeue(now instant, a *attempt, hold time.Duration) *attempt {
 // dequeue takes a waiting attempt out of its queue.
 func (p *pool) dequeue(a *attempt) {
 	a.share.queue.remove(a)
-	p.queued = forget(p.queued, a)
+	p.queued.remove(a)
 	p.waiting--
 }
 
@@ -759,13 +759,4 @@ func (p *pool) shortage(a *attempt, r refusal) Shortage {
 		s.RetryAt = time.Unix(0, r.retryAt)
 	}
 	return s
-}
-
-// forget takes a out of list, where it is at index a.slot.
-func forget(list []*attempt, a *attempt) []*attempt {
-	last := len(list) - 1
-	list[a.slot] = list[last]
-	list[a.slot].slot = a.slot
-	list[last] = nil
-	return list[:last]
 }

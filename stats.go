@@ -82,7 +82,7 @@ func (l *Limiter[M]) Stats() Stats[M] {
 	}
 	models := make([]ModelStats, len(c.pools))
 	shares := make([][]ShareStats, len(c.pools))
-	running, queued := make([][]*attempt, len(c.pools)), make([][]*attempt, len(c.pools))
+	running, queued := make([][]*attemptBlock, len(c.pools)), make([][]*attemptBlock, len(c.pools))
 	for i, p := range c.pools {
 		models[i].Custom = make([]WindowStats, p.customs)
 		shares[i] = make([]ShareStats, len(c.types))
@@ -96,7 +96,7 @@ func (l *Limiter[M]) Stats() Stats[M] {
 	now := c.now()
 	for i, p := range c.pools {
 		p.snapshot(now, &models[i], shares[i])
-		running[i], queued[i] = append(running[i], p.running...), append(queued[i], p.queued...)
+		running[i], queued[i] = p.running.snapshot(running[i]), p.queued.snapshot(queued[i])
 	}
 	g := c.memory
 	g.mu.Lock()
@@ -115,11 +115,19 @@ func (l *Limiter[M]) Stats() Stats[M] {
 			models[i].JobTypes[t.name] = shares[i][k]
 		}
 		st.Models[M(p.name)] = models[i]
-		for _, a := range running[i] {
-			st.Jobs = append(st.Jobs, a.info(a.started, false))
+		for _, b := range running[i] {
+			for _, a := range b.items {
+				if a != nil {
+					st.Jobs = append(st.Jobs, a.info(a.started, false))
+				}
+			}
 		}
-		for _, a := range queued[i] {
-			st.Jobs = append(st.Jobs, a.info(a.queued, true))
+		for _, b := range queued[i] {
+			for _, a := range b.items {
+				if a != nil {
+					st.Jobs = append(st.Jobs, a.info(a.queued, true))
+				}
+			}
 		}
 	}
 	for k, t := range c.types {
@@ -134,11 +142,11 @@ func (l *Limiter[M]) Stats() Stats[M] {
 }
 
 // roomForJobs makes room for the lists of jobs before the locks are taken for good, with some to spare.
-func (p *pool) roomForJobs() (running, queued []*attempt) {
+func (p *pool) roomForJobs() (running, queued []*attemptBlock) {
 	p.mu.Lock()
-	r, q := len(p.running), len(p.queued)
+	r, q := len(p.running.blocks), len(p.queued.blocks)
 	p.mu.Unlock()
-	return make([]*attempt, 0, r+r/8+16), make([]*attempt, 0, q+q/8+16)
+	return make([]*attemptBlock, 0, r+4), make([]*attemptBlock, 0, q+4)
 }
 
 func (p *pool) snapshot(now instant, m *ModelStats, shares []ShareStats) {
